@@ -1,0 +1,5 @@
+"""``python -m dumpxlate``."""
+
+from dumpxlate.cli import main
+
+main()
