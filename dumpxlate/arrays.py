@@ -1,0 +1,48 @@
+"""Array types and the few run-length operations that everything else is built on.
+
+Inside the program every pfn, mfn, address and file offset is int64, and -1 is "none". Widths and byte orders end
+where a file is parsed: mixing uint64 and int64 arrays gives float64 in numpy.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Bools", "Int32s", "Int64s", "UInt8s", "UInt64s", "expand", "runs"]
+
+Bools: TypeAlias = NDArray[np.bool_]
+UInt8s: TypeAlias = NDArray[np.uint8]
+Int32s: TypeAlias = NDArray[np.int32]
+Int64s: TypeAlias = NDArray[np.int64]
+UInt64s: TypeAlias = NDArray[np.uint64]
+
+
+def runs(values: Int64s, *parallel: Int64s, step: int = 1) -> tuple[Int64s, Int64s]:
+    """Find the maximal runs in which values grow by one.
+
+    Args:
+        values: any int64 array, usually ascending pfns, shape (n,).
+        parallel: arrays of the same length that must grow in step with ``values``, each by ``step``
+            (file offsets grow by the page size where pfns grow by one).
+        step: what each parallel array grows by.
+
+    Returns:
+        Index of each run's first element and the length of each run, both int64, shape (r,).
+    """
+    if not len(values):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    joined = values[1:] - values[:-1] == 1
+    for other in parallel:
+        joined &= other[1:] - other[:-1] == step
+    first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
+    return first, np.diff(first, append=len(values))
+
+
+def expand(start: Int64s, count: Int64s, *, step: int = 1) -> Int64s:
+    """Write runs out: ``start[i], start[i] + step, ...``, ``count[i]`` of them, for each run in turn."""
+    total = int(count.sum())
+    ends = np.cumsum(count)
+    return np.repeat(start - (ends - count) * step, count) + np.arange(total, dtype=np.int64) * step
