@@ -1,0 +1,170 @@
+"""Extents: where runs of pages lie in a file. The index of every format that stores raw pages."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from dumpxlate.arrays import runs
+from dumpxlate.pageset import PageRuns
+
+if TYPE_CHECKING:
+    from dumpxlate.arrays import Int64s
+
+__all__ = ["Extents", "ExtentsBuilder", "first_wins", "merge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """Runs of pages that are consecutive in the file too; ascending by pfn, disjoint.
+
+    Attributes:
+        start: first pfn of each extent, int64.
+        count: pages in each, int64.
+        offset: file offset of the first page, bytes, int64.
+    """
+
+    start: Int64s
+    count: Int64s
+    offset: Int64s
+
+    @classmethod
+    def from_pairs(cls, pfn: Int64s, offset: Int64s, page_size: int, *, last_wins: bool) -> tuple[Self, int]:
+        """Index single pages, in any order.
+
+        Args:
+            pfn: frame numbers, shape (n,); negative ones are skipped.
+            offset: file offset of each page, shape (n,).
+            page_size: bytes a page.
+            last_wins: of several copies of a page keep the last one, else the first.
+
+        Returns:
+            The extents, and how many copies were dropped.
+        """
+        valid = pfn >= 0
+        if not valid.all():
+            pfn, offset = pfn[valid], offset[valid]
+        total = len(pfn)
+        if total and not (pfn[1:] > pfn[:-1]).all():
+            order = np.argsort(pfn, kind="stable")
+            pfn, offset = pfn[order], offset[order]
+            differs = pfn[1:] != pfn[:-1]
+            keep = np.append(differs, True) if last_wins else np.append(True, differs)
+            pfn, offset = pfn[keep], offset[keep]
+        first, count = runs(pfn, offset, step=page_size)
+        return cls(pfn[first], count, offset[first]), total - len(pfn)
+
+    def find(self, pfn: Int64s) -> Int64s:
+        """Give the index of the extent that holds each pfn, -1 where none does."""
+        if not len(self.start):
+            return np.full(len(pfn), -1, np.int64)
+        index = np.searchsorted(self.start, pfn, side="right") - 1
+        inside = (index >= 0) & (pfn - self.start[index] < self.count[index])
+        return np.where(inside, index, -1)
+
+    def offsets(self, pfn: Int64s, page_size: int) -> Int64s:
+        """Give the file offset of each pfn, -1 where no extent holds it."""
+        index = self.find(pfn)
+        if not len(self.start):
+            return index
+        return np.where(index >= 0, self.offset[index] + (pfn - self.start[index]) * page_size, -1)
+
+    def pages(self) -> PageRuns:
+        """Give the set of pages in these extents."""
+        return PageRuns.from_runs(self.start, self.count)
+
+
+@dataclass(slots=True)
+class ExtentsBuilder:
+    """Collects pages in the order of a file, piece by piece, and keeps them as runs.
+
+    Attributes:
+        step: what an offset grows by from one page to the next.
+    """
+
+    step: int
+    _start: list[Int64s] = field(default_factory=list)
+    _count: list[Int64s] = field(default_factory=list)
+    _offset: list[Int64s] = field(default_factory=list)
+
+    def add(self, frame: Int64s, offset: Int64s) -> None:
+        """Take the next pages; those with a negative frame are skipped."""
+        valid = frame >= 0
+        if not valid.all():
+            frame, offset = frame[valid], offset[valid]
+        first, count = runs(frame, offset, step=self.step)
+        self.add_runs(frame[first], count, offset[first])
+
+    def add_runs(self, start: Int64s, count: Int64s, offset: Int64s) -> None:
+        """Take the next runs."""
+        self._start.append(start)
+        self._count.append(count)
+        self._offset.append(offset)
+
+    def build(self, *, last_wins: bool = False) -> tuple[Extents, int]:
+        """Give the extents, and how many copies of pages were dropped: of several the first counts, or the last."""
+        order = slice(None, None, -1 if last_wins else None)
+        start, count, offset = (
+            np.concatenate([np.empty(0, np.int64), *parts])[order] for parts in (self._start, self._count, self._offset)
+        )
+        total = int(count.sum())
+        start, count, offset = merge(*first_wins(start, count, offset, step=self.step), step=self.step)
+        return Extents(start, count, offset), total - int(count.sum())
+
+
+def first_wins(start: Int64s, count: Int64s, offset: Int64s, *, step: int = 1) -> tuple[Int64s, Int64s, Int64s]:
+    """Sort runs and cut overlaps away; of several runs over a frame the first of those given keeps it.
+
+    Args:
+        start: first frame of each run.
+        count: its length, positive.
+        offset: what its first frame leads to.
+        step: what the offset grows by from one frame to the next.
+    """
+    order = np.argsort(start, kind="stable")
+    begins, ends = start[order], (start + count)[order]
+    if not len(start) or (begins[1:] >= ends[:-1]).all():
+        return begins, count[order], offset[order]
+    opens = np.append(True, begins[1:] >= np.maximum.accumulate(ends)[:-1])
+    group = np.cumsum(opens) - 1
+    alone = np.bincount(group)[group] == 1
+    owner, low, high = _sweep(order[~alone].tolist(), start, start + count)
+    owner = np.concatenate((order[alone], owner))
+    low, high = np.concatenate((begins[alone], low)), np.concatenate((ends[alone], high))
+    order = np.argsort(low, kind="stable")
+    owner, low, high = owner[order], low[order], high[order]
+    return low, high - low, offset[owner] + (low - start[owner]) * step
+
+
+def merge(start: Int64s, count: Int64s, offset: Int64s, *, step: int = 1) -> tuple[Int64s, Int64s, Int64s]:
+    """Join ascending, disjoint runs that continue each other, their offsets too."""
+    if not len(start):
+        return start, count, offset
+    apart = (start[1:] != (start + count)[:-1]) | (offset[1:] != (offset + count * step)[:-1])
+    first = np.flatnonzero(np.append(True, apart))
+    return start[first], np.add.reduceat(count, first), offset[first]
+
+
+def _sweep(order: list[int], start: Int64s, stop: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    """Walk over runs by frame, the earliest of those open always on top of a heap; gives (run, from, up to)."""
+    begins, ends = start[order].tolist(), dict(zip(order, stop[order].tolist(), strict=True))
+    pieces: list[tuple[int, int, int]] = []
+    open_runs: list[int] = []
+    at = 0
+    for until, run in zip([*begins, None], [*order, None], strict=True):
+        while open_runs and (until is None or at < until):
+            top = open_runs[0]
+            if ends[top] <= at:
+                heapq.heappop(open_runs)
+                continue
+            end = ends[top] if until is None else min(ends[top], until)
+            pieces.append((top, at, end))
+            at = end
+        if run is not None and until is not None:
+            at = until
+            heapq.heappush(open_runs, run)
+    columns = np.array(pieces, np.int64).reshape(-1, 3)
+    return columns[:, 0], columns[:, 1], columns[:, 2]
