@@ -1,0 +1,379 @@
+"""Bytes in: files mapped into memory, files that cannot be mapped, and plain bytes.
+
+A source hands out views of headers and tables, in place where the file is mapped, and reads pages into buffers. What
+tables made resident is given back to the kernel behind the reader, so that memory does not grow with the dump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import stat
+from array import array
+from typing import TYPE_CHECKING, Protocol, Self
+
+import numpy as np
+
+from dumpxlate.errors import TruncatedDumpError, UnknownFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from dumpxlate.arrays import Bools, Int32s, Int64s
+
+__all__ = [
+    "BytesSource",
+    "Closing",
+    "ConcatenatedSource",
+    "MappedFile",
+    "PreadFile",
+    "Source",
+    "TailedSource",
+    "check_range",
+    "open_source",
+    "ranges_inside",
+]
+
+_RELEASE_EVERY = 64
+"""Batches between two times that a mapping's resident pages are given back to the kernel."""
+
+
+class Source(Protocol):
+    """Read-only bytes with a name and a size."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
+
+    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """View a range, all of it if no length is given.
+
+        Raises:
+            TruncatedDumpError: the range leaves the source.
+        """
+        ...
+
+    def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
+        """Bring many ranges at once.
+
+        Args:
+            offset: where each begins; negative ones are skipped.
+            size: bytes of each.
+
+        Returns:
+            A body, and the offset of each range in it. Ranges outside the source keep an offset outside the body.
+        """
+        ...
+
+    def data_runs(self) -> tuple[Int64s, Int64s]:
+        """Give the ranges (start, length), ascending, outside which all bytes are known to be zero without a look."""
+        ...
+
+    def close(self) -> None:
+        """Give the file back; views must be gone."""
+        ...
+
+
+class Closing:
+    """What sources have in common: ``with``, and no knowledge of zeros."""
+
+    size: int
+
+    def data_runs(self) -> tuple[Int64s, Int64s]:
+        """Give the ranges that are not known to be zero: everything."""
+        return np.zeros(1, np.int64), np.array([self.size], np.int64)
+
+    def close(self) -> None:
+        """Give back what is held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_range(name: str, size: int, offset: int, length: int | None) -> int:
+    """Bound a range by the source, or say what is missing."""
+    if length is None:
+        length = size - offset
+    if offset < 0 or length < 0 or offset + length > size:
+        raise TruncatedDumpError("range", path=name, offset=offset, wanted=max(length, 0), available=size - offset)
+    return length
+
+
+def ranges_inside(size: int, offset: Int64s, length: Int32s) -> Bools:
+    """Tell which ranges lie inside a source; offsets may be as large as a file claims."""
+    found: Bools = (offset >= 0) & (length >= 0) & (offset <= size - length.astype(np.int64))
+    return found
+
+
+def _runs_of_data(fd: int, size: int) -> tuple[Int64s, Int64s]:
+    """Ask the file system for the parts of a sparse file that are no holes; all of it where it cannot tell."""
+    edges = array("q")
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+            edges.append(min(at, size))
+            at = os.lseek(fd, at, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data from here on
+                break
+            return np.zeros(1, np.int64), np.array([size], np.int64)
+        edges.append(min(at, size))
+    found = np.frombuffer(edges, np.int64)
+    return found[::2], found[1::2] - found[::2]
+
+
+class BytesSource(Closing):
+    """Bytes in memory, for tests and for headers that another source unwrapped."""
+
+    def __init__(self, data: bytes | memoryview, name: str = "<bytes>") -> None:
+        self.name = name
+        self.size = len(data)
+        self._view = memoryview(data).toreadonly()
+
+    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """View a range."""
+        return self._view[offset : offset + check_range(self.name, self.size, offset, length)]
+
+    def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
+        """Bring ranges: the bytes as they are."""
+        return self._view, offset
+
+
+class PreadFile(Closing):
+    """A file that is read, never mapped: what some network and FUSE file systems and block devices leave.
+
+    Args:
+        fd: open file descriptor; owned from here on.
+        name: for messages.
+        size: bytes of the file.
+    """
+
+    def __init__(self, fd: int, name: str, size: int) -> None:
+        self._fd = fd
+        self.name = name
+        self.size = size
+
+    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """Read a range."""
+        length = check_range(self.name, self.size, offset, length)
+        buffer = np.empty(length, np.uint8).data
+        self._fill(buffer, offset)
+        return buffer.toreadonly()
+
+    def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
+        """Read ranges into a body of their own, in the order given; ranges that follow each other in one call."""
+        used = np.flatnonzero(ranges_inside(self.size, offset, size))
+        start, length = offset[used], size[used].astype(np.int64)
+        at = np.cumsum(length) - length
+        body = np.empty(int(length.sum()), np.uint8).data
+        if len(used):
+            opens = np.flatnonzero(np.append(True, start[1:] != (start + length)[:-1]))
+            spans = start[opens], at[opens], at[opens] + np.add.reduceat(length, opens)
+            order = np.argsort(spans[0], kind="stable")  # ascending, as disks like it
+            read, fd = os.preadv, self._fd
+            for begin, low, high in zip(*(column[order].tolist() for column in spans), strict=True):
+                if read(fd, (body[low:high],), begin) != high - low:
+                    self._fill(body[low:high], begin)
+        moved = np.where(offset >= 0, np.int64(len(body)), np.int64(-1))
+        moved[used] = at
+        return body.toreadonly(), moved
+
+    def data_runs(self) -> tuple[Int64s, Int64s]:
+        """Give the parts of the file that are no holes."""
+        return _runs_of_data(self._fd, self.size)
+
+    def _fill(self, buffer: memoryview, offset: int) -> None:
+        done = os.preadv(self._fd, (buffer,), offset)
+        while done < len(buffer):
+            got = os.preadv(self._fd, (buffer[done:],), offset + done)
+            if not got:
+                raise TruncatedDumpError("range", path=self.name, offset=offset, wanted=len(buffer), available=done)
+            done += got
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class MappedFile(PreadFile):
+    """A file mapped into memory for headers and tables, which are viewed in place; pages are still read.
+
+    Reading a page into a buffer costs less than faulting it in (measured: 0.7 against 1.2 microseconds in sequence,
+    2.1 against 2.3 at random, and 7 once mapped pages are given back), and a file that shrinks meanwhile is an error
+    instead of a SIGBUS.
+
+    Raises:
+        OSError: the file cannot be mapped; the descriptor stays open then.
+    """
+
+    def __init__(self, fd: int, name: str, size: int) -> None:
+        self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        super().__init__(fd, name, size)
+        self._view = memoryview(self._map)
+        self._gathered = 0
+
+    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """View a range of the mapping."""
+        return self._view[offset : offset + check_range(self.name, self.size, offset, length)]
+
+    def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
+        """Read ranges; now and then what tables have made resident is given back."""
+        self._gathered += 1
+        if self._gathered % _RELEASE_EVERY == 0:
+            # Safe under readers: the pages stay in the page cache and are mapped again when touched.
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return super().gather(offset, size)
+
+    def close(self) -> None:
+        """Unmap and close the file.
+
+        A view that somebody still holds keeps the mapping alive until it goes; the descriptor is closed now.
+        """
+        super().close()
+        with contextlib.suppress(BufferError):
+            self._view.release()
+            self._map.close()
+
+
+class TailedSource(Closing):
+    """A source with more bytes behind its end: the pages that a reader had to assemble.
+
+    Args:
+        inner: the source; closed with this one.
+        tail: what follows it.
+    """
+
+    def __init__(self, inner: Source, tail: bytes) -> None:
+        self._inner = inner
+        self._tail = BytesSource(tail, inner.name)
+        self.name = inner.name
+        self.size = inner.size + len(tail)
+
+    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """View a range; one over the seam is copied."""
+        length = check_range(self.name, self.size, offset, length)
+        seam = self._inner.size
+        if offset + length <= seam:
+            return self._inner.view(offset, length)
+        if offset >= seam:
+            return self._tail.view(offset - seam, length)
+        joined = bytes(self._inner.view(offset, seam - offset)) + bytes(self._tail.view(0, offset + length - seam))
+        return memoryview(joined)
+
+    def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
+        """Bring ranges; where some are in the tail, all are copied into a body of their own."""
+        if not (offset > self._inner.size - size.astype(np.int64)).any():
+            return self._inner.gather(offset, size)
+        return _copied(self, offset, size)
+
+    def close(self) -> None:
+        """Close the source."""
+        self._inner.close()
+
+
+class ConcatenatedSource(Closing):
+    """Several sources one behind the other: the files of a split dump.
+
+    Args:
+        parts: the sources, at least one; closed with this one.
+    """
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self._parts = tuple(parts)
+        self._ends = np.cumsum([part.size for part in parts], dtype=np.int64)
+        self.name = parts[0].name
+        self.size = int(self._ends[-1])
+
+    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """View a range; one over a seam is copied."""
+        length = check_range(self.name, self.size, offset, length)
+        pieces = []
+        for part, end in zip(self._parts, self._ends.tolist(), strict=True):
+            start = end - part.size
+            low, high = max(offset, start), min(offset + length, end)
+            if low < high:
+                pieces.append(part.view(low - start, high - low))
+        return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+
+    def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
+        """Bring ranges; where they are in several parts, all are copied into a body of their own."""
+        used = offset[offset >= 0]
+        which = np.searchsorted(self._ends, used, side="right")
+        if not len(used) or which.min() != which.max() or which[0] == len(self._parts):
+            return _copied(self, offset, size)
+        part = self._parts[int(which[0])]
+        start = int(self._ends[which[0]]) - part.size
+        if (used > start + part.size - size[offset >= 0].astype(np.int64)).any():
+            return _copied(self, offset, size)
+        return part.gather(np.where(offset >= 0, offset - start, np.int64(-1)), size)
+
+    def close(self) -> None:
+        """Close the parts."""
+        for part in self._parts:
+            part.close()
+
+
+def _copied(source: Source, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
+    """Bring ranges into a body of their own, one by one."""
+    used = ranges_inside(source.size, offset, size)
+    length = size[used].astype(np.int64)
+    at = np.cumsum(length) - length
+    body = bytearray(int(length.sum()))
+    for position, begin, count in zip(at.tolist(), offset[used].tolist(), length.tolist(), strict=True):
+        body[position : position + count] = source.view(begin, count)
+    moved = np.where(offset >= 0, np.int64(len(body)), np.int64(-1))
+    moved[used] = at
+    return memoryview(body).toreadonly(), moved
+
+
+def open_source(path: str | os.PathLike[str]) -> MappedFile | PreadFile | BytesSource:
+    """Open a file for reading: mapped, or read where mapping fails.
+
+    Raises:
+        OSError: it cannot be opened.
+        UnknownFormatError: it is no file with content (a directory, a pipe, empty).
+    """
+    name = os.fspath(path)
+    # Non-blocking: opening a FIFO that nobody writes to would hang.
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(fd).st_mode
+        kind = next((word for test, word in _OTHER_KINDS if test(mode)), None)
+        if kind:
+            raise UnknownFormatError(f"is {kind}, not a file", path=name)
+        size = os.lseek(fd, 0, os.SEEK_END)
+        if not size:
+            raise UnknownFormatError("is empty", path=name)
+        os.set_blocking(fd, True)
+        try:
+            return MappedFile(fd, name, size)
+        except (OSError, ValueError):
+            return PreadFile(fd, name, size)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+_OTHER_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+)
