@@ -1,0 +1,55 @@
+"""Raw pages onto a sink, one behind the other: what the writers of uncompressed formats share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dumpxlate.arrays import runs
+from dumpxlate.pages import PageBatch, PageState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dumpxlate.sink import Sink
+
+__all__ = ["append_pages", "by_run"]
+
+_HOLE = 16 << 10
+"""Zero runs from this length on become holes; shorter ones are written: a system call costs more than they do."""
+_ZEROS = memoryview(bytes(_HOLE))
+
+
+def append_pages(sink: Sink, batch: PageBatch, page_size: int) -> None:
+    """Append every row of a raw batch as a full page; rows without content as zeros.
+
+    Long runs of zeros become holes where the sink has any.
+    """
+    table = batch.table
+    rows = np.flatnonzero(table.state == PageState.STORED)
+    offset = table.offset[rows]
+    opens = np.flatnonzero(np.append(True, (np.diff(rows) != 1) | (np.diff(offset) != page_size))[: len(rows)])
+    count = np.diff(opens, append=len(rows))
+    parts: list[memoryview] = []
+    done = 0
+    for row, pages, at in zip(rows[opens].tolist(), count.tolist(), offset[opens].tolist(), strict=True):
+        parts = _append_zeros(sink, parts, (row - done) * page_size)
+        parts.append(batch.body[at : at + pages * page_size])
+        done = row + pages
+    sink.append(_append_zeros(sink, parts, (len(table) - done) * page_size))
+
+
+def _append_zeros(sink: Sink, parts: list[memoryview], length: int) -> list[memoryview]:
+    """Let zeros follow some parts; give what is still to be written."""
+    if length < _HOLE:
+        return [*parts, _ZEROS[:length]] if length else parts
+    sink.append(parts)
+    sink.skip(length)
+    return []
+
+
+def by_run(batch: PageBatch) -> Iterator[PageBatch]:
+    """Cut a batch where its pfns jump."""
+    for first, count in zip(*(column.tolist() for column in runs(batch.table.pfn)), strict=True):
+        yield PageBatch(batch.table.where(slice(first, first + count)), batch.body)
