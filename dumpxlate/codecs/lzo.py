@@ -1,0 +1,65 @@
+"""Raw lzo1x blocks without any header, which makedumpfile -l and QEMU's kdump-lzo write.
+
+lzallright decodes: safe Rust, permissive licence. It encodes small and slowly; where python-lzo is installed (the
+``lzo`` extra; it is GPL, so it is not brought along) that encodes ten times as fast and a sixth to a fifth larger.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from dumpxlate.errors import CorruptPageError, MissingCodecError
+from dumpxlate.pages import CodecId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["LzoCodec"]
+
+
+class LzoCodec:
+    """lzo1x by lzallright, encoded by python-lzo where it is installed."""
+
+    id = CodecId.LZO
+    name = "lzo"
+
+    def __init__(self) -> None:
+        try:
+            from lzallright import LZOCompressor, LZOError
+        except ImportError as error:
+            raise MissingCodecError(self.name, "lzallright") from error
+        self._decompress, self._error = LZOCompressor.decompress, LZOError
+        # A compressor for each page: one that threads share makes them wait for each other.
+        self._compress = _fast_encoder() or (lambda page: LZOCompressor().compress(page))
+
+    def decode_into(self, data: memoryview, out: memoryview) -> None:
+        """Decode one page."""
+        size = len(out)
+        # The library lets its output grow, up to 255 bytes for one of input: so the input must be a page's.
+        if len(data) > _longest(size):
+            raise CorruptPageError(f"lzo: {len(data)} bytes, too many for a page of {size}", codec=self.name)
+        try:
+            page = self._decompress(data, size)
+        except self._error as error:
+            raise CorruptPageError(f"lzo: {error}", codec=self.name) from error
+        if len(page) != size:
+            raise CorruptPageError(f"lzo: decodes to {len(page)} bytes, expected {size}", codec=self.name)
+        out[:] = page
+
+    def encode(self, page: memoryview) -> bytes:
+        """Encode one page."""
+        return self._compress(page)
+
+
+def _longest(size: int) -> int:
+    """Bytes of the worst lzo1x block of ``size`` bytes, as lzo's own documentation bounds it, and its end mark."""
+    return size + size // 16 + 67
+
+
+def _fast_encoder() -> Callable[[memoryview], bytes] | None:
+    try:
+        compress: Callable[[bytes, int, bool], bytes] = import_module("lzo").compress
+    except ImportError:
+        return None
+    return lambda page: compress(bytes(page), 1, False)  # noqa: FBT003 - False is python-lzo's "no header"

@@ -1,0 +1,37 @@
+"""Raw snappy blocks, their length in front, which makedumpfile -p and QEMU's kdump-snappy write."""
+
+from __future__ import annotations
+
+from dumpxlate.errors import CorruptPageError, MissingCodecError
+from dumpxlate.pages import CodecId
+
+__all__ = ["SnappyCodec"]
+
+
+class SnappyCodec:
+    """Snappy by cramjam, straight from buffer to buffer."""
+
+    id = CodecId.SNAPPY
+    name = "snappy"
+
+    def __init__(self) -> None:
+        try:
+            from cramjam import DecompressionError, snappy
+        except ImportError as error:
+            raise MissingCodecError(self.name, "cramjam") from error
+        self._compress, self._decompress = snappy.compress_raw_into, snappy.decompress_raw_into
+        self._error = DecompressionError
+
+    def decode_into(self, data: memoryview, out: memoryview) -> None:
+        """Decode one page."""
+        try:
+            written = self._decompress(data, out)
+        except self._error as error:
+            raise CorruptPageError(f"snappy: {error}", codec=self.name) from error
+        if written != len(out):
+            raise CorruptPageError(f"snappy: decodes to {written} bytes, expected {len(out)}", codec=self.name)
+
+    def encode(self, page: memoryview) -> bytes:
+        """Encode one page."""
+        buffer = bytearray(32 + len(page) + len(page) // 6)  # the bound that snappy's own encoder gives
+        return bytes(memoryview(buffer)[: self._compress(page, buffer)])

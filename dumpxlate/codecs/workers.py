@@ -1,0 +1,72 @@
+"""Work spread over threads, results in order.
+
+The codec libraries release the interpreter lock, so threads suffice and nothing is copied between processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+__all__ = ["default_threads", "ordered_map"]
+
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+
+_MOST_THREADS = 8
+"""Beyond, the thread that writes is the bottleneck."""
+
+
+def default_threads() -> int:
+    """Count the processors that this process may use, at most eight."""
+    return min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+
+
+def ordered_map(fn: Callable[[_A], _B], items: Iterable[_A], *, threads: int) -> Generator[_B]:
+    """Apply a function to items in threads, and give the results in the items' order.
+
+    Items are drawn in the caller's thread, at most two for each worker ahead of the results. What the function or
+    the items raise is raised when its turn comes, after the results before it; the rest is cancelled, and no thread
+    outlives the generator. Close it where it may be left early.
+
+    Args:
+        fn: what to do.
+        items: with what.
+        threads: number of workers; 0 does all in the caller's thread.
+    """
+    if threads <= 0:
+        for item in items:
+            yield fn(item)
+        return
+    pool = ThreadPoolExecutor(threads, "dumpxlate")
+    ahead: deque[Future[_B]] = deque()
+    try:
+        for future in _submitted(pool, fn, items):
+            ahead.append(future)
+            if len(ahead) >= 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submitted(pool: ThreadPoolExecutor, fn: Callable[[_A], _B], items: Iterable[_A]) -> Iterator[Future[_B]]:
+    """Hand items to the pool one by one; a failure of the items themselves becomes the last future."""
+    source = iter(items)
+    while True:
+        try:
+            item = next(source)
+        except StopIteration:
+            return
+        except Exception as error:
+            failed: Future[_B] = Future()
+            failed.set_exception(error)
+            yield failed
+            return
+        yield pool.submit(fn, item)
