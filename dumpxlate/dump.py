@@ -1,0 +1,170 @@
+"""What an opened dump is: a machine, its processors, its pages, and what else the file tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+
+from dumpxlate.codecs.batch import read_pages
+from dumpxlate.memory import PhysicalMemory
+from dumpxlate.pages import PageState, RemappedStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from dumpxlate.arch import Arch
+    from dumpxlate.arrays import Int64s, UInt8s
+    from dumpxlate.notes import Note
+    from dumpxlate.p2m import P2M
+    from dumpxlate.pages import PageStore
+    from dumpxlate.source import Source
+    from dumpxlate.structs import Endian
+    from dumpxlate.vmcoreinfo import VmCoreInfo
+
+__all__ = ["Cpu", "Dump", "Machine", "Space"]
+
+
+class Space(StrEnum):
+    """What the frame numbers of a page store mean."""
+
+    PHYSICAL = "guest physical"
+    """pfn: the guest's own (pseudo-)physical memory."""
+    MACHINE = "machine"
+    """mfn: frames of the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """One virtual processor.
+
+    Attributes:
+        index: its number in the dump; gaps are possible.
+        registers: values by canonical name ("rip", "cr3"), as far as the dump has them.
+        raw: the blocks of bytes they came from, by the name of their layout.
+    """
+
+    index: int
+    registers: Mapping[str, int] = field(default_factory=dict)
+    raw: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The dumped machine.
+
+    Attributes:
+        arch: register layouts and names.
+        endian: byte order of the guest.
+        page_size: bytes a page.
+        release: release of the kernel, where the dump names it.
+        paravirtual: a Xen PV guest, whose page tables and cr3 hold machine frames.
+    """
+
+    arch: Arch
+    endian: Endian
+    page_size: int
+    release: str | None = None
+    paravirtual: bool = False
+
+    @property
+    def word_bits(self) -> Literal[32, 64]:
+        """Width of the guest's word."""
+        return self.arch.word_bits
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """An opened dump. Use it in a ``with`` block, or close it.
+
+    Attributes:
+        format: name of the format.
+        variant: which kind of that format, in words for people.
+        machine: what was dumped.
+        pages: the page store.
+        space: what the store's frame numbers mean.
+        sources: the files, in the order of their parts.
+        cpus: virtual processors.
+        notes: ELF notes that are not otherwise understood; they pass to formats that have notes.
+        vmcoreinfo: the kernel's description of itself.
+        p2m: the guest's map, where known.
+        frames: the same pages keyed by mfn, where a map can still be applied to this dump.
+        blocks: structures of the hypervisor as they are, by name ("xen_shared_info"); they pass to formats that have
+            a place for them.
+        attributes: what only this format has, for info to show.
+        remarks: oddities of the file that were tolerated.
+        damage: what is missing or broken; a conversion stops at it unless asked to salvage.
+    """
+
+    format: str
+    variant: str
+    machine: Machine
+    pages: PageStore
+    space: Space = Space.PHYSICAL
+    sources: tuple[Source, ...] = ()
+    cpus: tuple[Cpu, ...] = ()
+    notes: tuple[Note, ...] = ()
+    vmcoreinfo: VmCoreInfo | None = None
+    p2m: P2M | None = None
+    frames: PageStore | None = None
+    blocks: Mapping[str, bytes] = field(default_factory=dict)
+    attributes: Mapping[str, int | str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the file, or of the first of several."""
+        return self.sources[0].name if self.sources else "<dump>"
+
+    def with_p2m(self, p2m: P2M) -> Dump:
+        """See a dump that is keyed by machine frames through a map; nothing is read or copied.
+
+        Raises:
+            ValueError: the dump has no machine frames, so a map means nothing for it.
+        """
+        if self.frames is None:
+            raise ValueError(f"{self.name}: a {self.format} dump keyed by pfn takes no p2m map")
+        return replace(self, pages=RemappedStore(self.frames, p2m), space=Space.PHYSICAL, p2m=p2m)
+
+    def read(self, address: int, length: int) -> bytes:
+        """Read bytes at an address of the dump's space (guest physical, or machine).
+
+        Raises:
+            PageUnavailableError: a page in the range has no content.
+        """
+        return PhysicalMemory(self.pages).read(address, length)
+
+    def read_pages(self, pfn: Int64s | list[int] | range) -> UInt8s:
+        """Read whole pages.
+
+        Args:
+            pfn: frame numbers, in any order, n of them.
+
+        Returns:
+            Their bytes, uint8, shape (n, page_size). Pages without content are zero; ``states`` tells which.
+        """
+        wanted = np.asarray(pfn, np.int64)
+        out = np.zeros((len(wanted), self.machine.page_size), np.uint8)
+        read_pages(self.pages, wanted, out)
+        return out
+
+    def states(self, pfn: Int64s | list[int] | range) -> list[PageState]:
+        """Tell what the dump knows of each page, without reading it."""
+        return [PageState(state) for state in self.pages.locate(np.asarray(pfn, np.int64)).state.tolist()]
+
+    def close(self) -> None:
+        """Close the files."""
+        for source in self.sources:
+            source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

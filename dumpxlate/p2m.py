@@ -1,0 +1,228 @@
+"""Frame maps of paravirtual guests: pfn to mfn and back, kept as runs.
+
+A PV guest numbers its memory from 0 (pfn) while its page tables, its control registers and an old Xen dump speak of
+machine frames (mfn). The map between them is the guest's p2m; Linux marks entries that are no memory of the guest in
+their two highest bits (arch/x86/xen/p2m.c).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from dumpxlate.arrays import runs
+from dumpxlate.pageset import PageRuns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from dumpxlate.arrays import Int64s
+    from dumpxlate.pageset import PageSet
+
+__all__ = ["P2M", "DeferredP2M", "FrameRuns"]
+
+_CHUNK = 1 << 20
+"""Entries looked at in one go: bounds memory whatever the size of the map."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRuns:
+    """Runs of pfns that map to consecutive frames; ascending by pfn, disjoint.
+
+    Attributes:
+        pfn: first pfn of each run, int64.
+        frame: frame of that pfn, int64.
+        count: length of each run, int64.
+    """
+
+    pfn: Int64s
+    frame: Int64s
+    count: Int64s
+
+    @classmethod
+    def from_pairs(cls, pfn: Int64s, frame: Int64s) -> Self:
+        """Make runs of single pairs, ascending by pfn."""
+        first, count = runs(pfn, frame)
+        return cls(pfn[first], frame[first], count)
+
+    @classmethod
+    def join(cls, parts: list[FrameRuns]) -> Self:
+        """Put runs of ascending parts behind one another."""
+        empty = np.empty(0, np.int64)
+        return cls(
+            np.concatenate([empty, *(part.pfn for part in parts)]),
+            np.concatenate([empty, *(part.frame for part in parts)]),
+            np.concatenate([empty, *(part.count for part in parts)]),
+        )
+
+    @property
+    def total(self) -> int:
+        """Number of pfns in all runs."""
+        return int(self.count.sum())
+
+    def find(self, pfn: Int64s) -> Int64s:
+        """Give the frame of each pfn, -1 where it has none."""
+        if not len(self.pfn):
+            return np.full(len(pfn), -1, np.int64)
+        run = np.searchsorted(self.pfn, pfn, side="right") - 1
+        delta = pfn - self.pfn[run]
+        return np.where((run >= 0) & (delta < self.count[run]), self.frame[run] + delta, -1)
+
+
+class P2M:
+    """The map of one guest.
+
+    Args:
+        pages: pfns that are memory of the guest.
+        size: entries of the map, one past the last pfn that it speaks of.
+        foreign: pfns that show another domain's frame (bit 63, or 31, of the entry).
+        identity: pfns that show the machine's own frame, a device or a hole (bit 62, or 30).
+    """
+
+    def __init__(
+        self,
+        pages: FrameRuns,
+        size: int,
+        *,
+        foreign: FrameRuns | None = None,
+        identity: FrameRuns | None = None,
+    ) -> None:
+        empty = FrameRuns.join([])
+        self.runs = pages
+        self.size = size
+        self.foreign = foreign or empty
+        self.identity = identity or empty
+
+    @classmethod
+    def from_pairs(cls, pfn: Int64s, mfn: Int64s, *, size: int | None = None) -> Self:
+        """Make a map of single pairs, in any order; the first of several entries for a pfn counts."""
+        order = np.argsort(pfn, kind="stable")
+        pfn, mfn = pfn[order], mfn[order]
+        keep = np.append(True, pfn[1:] != pfn[:-1])[: len(pfn)] & (pfn >= 0) & (mfn >= 0)
+        pfn, mfn = pfn[keep], mfn[keep]
+        return cls(FrameRuns.from_pairs(pfn, mfn), max(size or 0, int(pfn[-1]) + 1 if len(pfn) else 0))
+
+    @classmethod
+    def from_entries(cls, entries: NDArray[np.unsignedinteger], width: Literal[4, 8]) -> Self:
+        """Read a guest's own array, indexed by pfn.
+
+        Args:
+            entries: p2m entries as the guest keeps them, unsigned, shape (size,); may be a view of a mapped file.
+            width: bytes of the guest's word. All ones is no page; the top bit marks foreign frames, the next one
+                identity frames. mfn 0 belongs to the hypervisor and is no page either.
+        """
+        parts = [
+            cls._classify(np.asarray(entries[at : at + _CHUNK]).astype(np.uint64), width, at)
+            for at in range(0, len(entries), _CHUNK)
+        ]
+        pages, foreign, identity = (FrameRuns.join([part[kind] for part in parts]) for kind in range(3))
+        return cls(pages, len(entries), foreign=foreign, identity=identity)
+
+    @staticmethod
+    def _classify(entries: NDArray[np.uint64], width: int, first: int) -> tuple[FrameRuns, FrameRuns, FrameRuns]:
+        """Sort entries into the guest's pages, foreign frames and identity frames."""
+        top = np.uint64(1) << np.uint64(8 * width - 1)
+        nothing = entries == np.uint64((1 << 8 * width) - 1)
+        foreign = ~nothing & (entries & top != 0)
+        identity = ~nothing & ~foreign & (entries & (top >> np.uint64(1)) != 0)
+        page = ~(nothing | foreign | identity) & (entries != 0)
+        frame = (entries & (top - np.uint64(1)) & ~(top >> np.uint64(1))).astype(np.int64)
+        kinds = []
+        for kind in (page, foreign, identity):
+            at = np.flatnonzero(kind)
+            kinds.append(FrameRuns.from_pairs(at + first, frame[at]))
+        return kinds[0], kinds[1], kinds[2]
+
+    def mfn(self, pfn: Int64s) -> Int64s:
+        """Give the machine frame of each pfn, -1 where it has no page."""
+        return self.runs.find(pfn)
+
+    def pfn(self, mfn: Int64s) -> Int64s:
+        """Give the pfn of each machine frame, -1 where none maps to it; of several the one first in mfn order."""
+        return self._inverse.find(mfn)
+
+    @cached_property
+    def _inverse(self) -> FrameRuns:
+        """The runs by frame, cut where they overlap, which they do where pfns share a frame."""
+        order = np.argsort(self.runs.frame, kind="stable")
+        frame, pfn, count = self.runs.frame[order], self.runs.pfn[order], self.runs.count[order]
+        reach = np.maximum.accumulate(frame + count) if len(frame) else frame
+        cut = np.maximum(np.append(frame[:1], reach[:-1]) - frame, 0)
+        left = cut < count
+        return FrameRuns((frame + cut)[left], (pfn + cut)[left], (count - cut)[left])
+
+    def pages(self) -> PageRuns:
+        """Give the pfns that have a page."""
+        return PageRuns.from_runs(self.runs.pfn, self.runs.count)
+
+    def frames(self) -> PageRuns:
+        """Give the machine frames that pfns map to."""
+        return PageRuns.from_runs(self.runs.frame, self.runs.count)
+
+    @property
+    def aliases(self) -> int:
+        """Number of pfns beyond the first that map to a machine frame."""
+        return self.runs.total - self.frames().count
+
+    @property
+    def invalid(self) -> int:
+        """Entries without any frame."""
+        return self.size - self.runs.total - self.foreign.total - self.identity.total
+
+    def chunks(self) -> Iterator[tuple[Int64s, Int64s]]:
+        """Write the map out as (pfn, mfn) arrays, a million pages at a time."""
+        pages = self.pages()
+        for first in range(0, pages.count, _CHUNK):
+            pfn = pages.select(first, first + _CHUNK)
+            yield pfn, self.mfn(pfn)
+
+    def preimage(self, frames: PageSet) -> PageRuns:
+        """Give the pfns whose machine frame is in a set."""
+        parts = [PageRuns.from_pfns(pfn[frames.contains(mfn)]).runs() for pfn, mfn in self.chunks()]
+        empty = np.empty(0, np.int64)
+        return PageRuns.from_runs(
+            np.concatenate([empty, *(start for start, _ in parts)]),
+            np.concatenate([empty, *(count for _, count in parts)]),
+        )
+
+    def entries(self, start: int, stop: int) -> NDArray[np.uint64]:
+        """Write the guest's own 64-bit array for pfns ``start`` up to ``stop``, flag bits included."""
+        pfn = np.arange(start, stop, dtype=np.int64)
+        out = self.mfn(pfn).astype(np.uint64)  # -1 becomes all ones, which is "no page"
+        for special, flag in ((self.foreign, 1 << 63), (self.identity, 1 << 62)):
+            frame = special.find(pfn)
+            at = frame >= 0
+            out[at] = frame[at].astype(np.uint64) | np.uint64(flag)
+        return out
+
+    def __repr__(self) -> str:
+        return f"P2M({self.runs.total} pages in {len(self.runs.pfn)} runs, {self.size} entries)"
+
+
+class DeferredP2M(P2M):
+    """A map whose entries are read when they are first needed, so that opening a dump takes no longer for a larger one.
+
+    Args:
+        load: reads the map.
+        entries: rows that it takes to read.
+    """
+
+    def __init__(self, load: Callable[[], P2M], entries: int) -> None:
+        self._load = load
+        self.entries_to_read = entries
+
+    @cached_property
+    def loaded(self) -> P2M:
+        """The map itself; the first access reads it."""
+        return self._load()
+
+    def __getattr__(self, name: str) -> Any:
+        """Give what the base class keeps in itself."""
+        if name in ("runs", "size", "foreign", "identity"):
+            return getattr(self.loaded, name)
+        raise AttributeError(name)
