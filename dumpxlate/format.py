@@ -1,0 +1,255 @@
+"""What a format is to the rest of the program: something that recognises, opens, and plans to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from dumpxlate.dump import Space
+from dumpxlate.errors import MapError, UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dumpxlate.codecs import Codec
+    from dumpxlate.dump import Dump
+    from dumpxlate.pages import CodecId, PageBatch
+    from dumpxlate.pageset import PageSet
+    from dumpxlate.sink import Sink
+    from dumpxlate.source import Source
+
+__all__ = [
+    "Confidence",
+    "Format",
+    "Loss",
+    "Match",
+    "OpenOptions",
+    "Wrapper",
+    "WriteOptions",
+    "Writer",
+    "only_one",
+    "require_physical",
+]
+
+
+class Confidence(IntEnum):
+    """How sure a format is that a file is one of its own."""
+
+    FALLBACK = 1
+    """Nothing speaks against it (raw)."""
+    SIGNATURE = 2
+    """A magic number fits, and others may share it (ELF)."""
+    SPECIFIC = 3
+    """Nothing else looks like this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A format's claim to a file; ``detail`` says what it saw."""
+
+    confidence: Confidence
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Something of the source that the target cannot carry.
+
+    Attributes:
+        what: what is lost ("vcpu 2: fpu state").
+        why: the reason ("lime has no place for registers").
+    """
+
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.why})"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """What the user says of an input that its content does not tell.
+
+    Attributes:
+        addresses: physical address of each file of a set of raw pieces; empty where none was given.
+        missing: what RAM is that a file has no bytes for: left out, or all zero.
+    """
+
+    addresses: tuple[int, ...] = ()
+    missing: Literal["excluded", "zero"] = "excluded"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """What the user asks of an output; a writer refuses what it cannot do.
+
+    Attributes:
+        compress: codec and level for pages, as "zlib" or "zstd:3"; None for the format's own choice.
+        begin: first physical address to write.
+        length: bytes of physical memory to write from there; None for all.
+        part: (k, n) for the k-th of n files of a split set, counted from 1.
+    """
+
+    compress: str | None = None
+    begin: int = 0
+    length: int | None = None
+    part: tuple[int, int] | None = None
+
+    def refuse(self, format: str, *fields: str) -> None:
+        """Refuse the options that a format has no use for.
+
+        Raises:
+            UnsupportedFeatureError: one of ``fields`` was given.
+        """
+        for name in fields:
+            if getattr(self, name) != getattr(WriteOptions(), name):
+                raise UnsupportedFeatureError(f"{format} output takes no {name} option", format=format, feature=name)
+
+
+class Writer(Protocol):
+    """Writes one dump: planned when made, so that its losses are known before a byte is written."""
+
+    @property
+    def pages(self) -> PageSet:
+        """The pages it wants, a subset of the dump's stored ones."""
+        ...
+
+    @property
+    def accepts(self) -> frozenset[CodecId]:
+        """Codecs whose bytes may pass unchanged."""
+        ...
+
+    @property
+    def seeks(self) -> bool:
+        """Whether it must go back in its output, so that a pipe will not do."""
+        ...
+
+    @property
+    def codec(self) -> Codec | None:
+        """What to encode other pages with; None for raw pages."""
+        ...
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What the target cannot carry."""
+        ...
+
+    def begin(self, sink: Sink) -> None:
+        """Write what stands before the pages."""
+        ...
+
+    def write(self, batch: PageBatch) -> None:
+        """Write the next pages, ascending; all of them stored in an accepted codec, or zero."""
+        ...
+
+    def finish(self) -> None:
+        """Write what stands behind the pages, or could be known only now."""
+        ...
+
+
+class Format(Protocol):
+    """One dump format."""
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, as users type it."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What it is, in half a line."""
+        ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of file names that ask for this format when writing."""
+        ...
+
+    @property
+    def writes(self) -> bool:
+        """Whether it can be written."""
+        ...
+
+    def detect(self, source: Source) -> Match | None:
+        """Recognise a file by its content."""
+        ...
+
+    def open(self, sources: Sequence[Source], options: OpenOptions) -> Dump:
+        """Read headers and tables, never pages.
+
+        Args:
+            sources: the file; several where a dump is split into a set, in any order.
+            options: what the user says of it.
+
+        Raises:
+            UnsupportedFeatureError: recognised, but this variant is not handled.
+            CorruptDumpError: the file contradicts itself.
+        """
+        ...
+
+    def writer(self, dump: Dump, options: WriteOptions) -> Writer:
+        """Plan to write a dump.
+
+        Raises:
+            UnsupportedFeatureError: the format cannot be written, or cannot hold such a dump.
+        """
+        ...
+
+
+class Wrapper(Protocol):
+    """A container around one file of another format: compression, or records for a pipe."""
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What it is, in half a line."""
+        ...
+
+    def detect(self, source: Source) -> Match | None:
+        """Recognise a file by its content."""
+        ...
+
+    def unwrap(self, source: Source) -> Source:
+        """Give the file inside; closing it closes the outer one.
+
+        Raises:
+            CorruptDumpError: the container is broken before anything of use.
+        """
+        ...
+
+    def wrap(self, sink: Sink) -> Sink | None:
+        """Give a sink that seeks and puts what it is given into the container; None where writing is not supported."""
+        ...
+
+
+def only_one(sources: Sequence[Source], format: str) -> Source:
+    """Give the only file of a dump.
+
+    Raises:
+        UnsupportedFeatureError: there are several, and this format has no sets.
+    """
+    if len(sources) != 1:
+        raise UnsupportedFeatureError(
+            f"{len(sources)} files were given, but a {format} dump is one file", format=format, feature="sets"
+        )
+    return sources[0]
+
+
+def require_physical(dump: Dump, format: str) -> None:
+    """Refuse to write a dump whose pfns nobody knows in a format that is keyed by them.
+
+    Raises:
+        MapError: the dump is keyed by machine frames; says where a map comes from.
+    """
+    if dump.space is not Space.PHYSICAL:
+        raise MapError(
+            f"{dump.name}: this {dump.format} dump of a paravirtual guest is keyed by machine frames (mfn), and "
+            f"{format} by the guest's own (pfn): give the guest's map with --p2m MAP; on the host, "
+            "xen-mfndump dump-p2m DOMID prints it while the guest exists"
+        )

@@ -1,0 +1,210 @@
+"""Finds the formats, and finds which one a file is of: by evidence, not by order."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, TypeGuard, cast
+
+from dumpxlate.errors import (
+    AmbiguousFormatError,
+    DumpxlateError,
+    FormatError,
+    UnknownFormatError,
+    UnsupportedFeatureError,
+)
+from dumpxlate.format import OpenOptions
+from dumpxlate.source import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dumpxlate.dump import Dump
+    from dumpxlate.format import Format, Match, Wrapper
+    from dumpxlate.source import Source
+
+__all__ = [
+    "all_formats",
+    "all_wrappers",
+    "detect",
+    "find_format",
+    "find_wrapper",
+    "format_for",
+    "is_wrapper",
+    "open_dump",
+    "open_from",
+]
+
+GROUP = "dumpxlate.formats"
+"""Entry point group through which other distributions add formats."""
+
+_NESTING = 4
+"""Containers within containers that are opened: a real dump has two at most (flattened, then compressed)."""
+
+
+@cache
+def _packages() -> tuple[Format | Wrapper, ...]:
+    """Load every package in ``dumpxlate.formats``, and those of other distributions."""
+    try:
+        package = importlib.import_module("dumpxlate.formats")
+    except ImportError as error:
+        raise DumpxlateError(
+            "dumpxlate.formats is missing: the link dumpxlate/formats was lost when this was checked out or built "
+            "(a zip archive, or core.symlinks=false); use git clone or a tar archive"
+        ) from error
+    found: list[Format | Wrapper] = [
+        importlib.import_module(f"{package.__name__}.{module.name}").FORMAT
+        for module in pkgutil.iter_modules(package.__path__)
+        if module.ispkg
+    ]
+    found += [entry.load() for entry in entry_points(group=GROUP)]
+    return tuple(sorted(found, key=lambda each: each.name))
+
+
+def all_formats() -> tuple[Format, ...]:
+    """Give every dump format, by name.
+
+    Raises:
+        DumpxlateError: the package of formats is missing from this installation.
+    """
+    return tuple(cast("Format", each) for each in _packages() if not is_wrapper(each))
+
+
+def all_wrappers() -> tuple[Wrapper, ...]:
+    """Give every container that dumps are wrapped in, by name."""
+    return tuple(each for each in _packages() if is_wrapper(each))
+
+
+def is_wrapper(each: Format | Wrapper) -> TypeGuard[Wrapper]:
+    """Tell a container from a dump format."""
+    return hasattr(each, "unwrap")
+
+
+def find_format(name: str) -> Format:
+    """Find a dump format by name.
+
+    Raises:
+        UnknownFormatError: there is none of that name; the message lists those there are.
+    """
+    for format in all_formats():
+        if format.name == name:
+            return format
+    names = [format.name for format in all_formats()]
+    raise UnknownFormatError(f"no format is called {name!r}: there are {', '.join(names)}", tried=names)
+
+
+def find_wrapper(name: str) -> Wrapper:
+    """Find a container by name.
+
+    Raises:
+        UnknownFormatError: there is none of that name.
+    """
+    for wrapper in all_wrappers():
+        if wrapper.name == name:
+            return wrapper
+    names = [wrapper.name for wrapper in all_wrappers()]
+    raise UnknownFormatError(f"no container is called {name!r}: there are {', '.join(names)}", tried=names)
+
+
+def format_for(path: str | os.PathLike[str]) -> str:
+    """Choose what to write by a file's suffix; ELF, which most tools read, where the suffix says nothing."""
+    name = os.fspath(path).lower()
+    return next((format.name for format in all_formats() if format.writes and name.endswith(format.suffixes)), "elf")
+
+
+def detect(source: Source) -> tuple[Format | Wrapper, Match]:
+    """Ask every format about a file; the most certain one wins.
+
+    Raises:
+        UnknownFormatError: none recognises it.
+        AmbiguousFormatError: two are equally certain.
+    """
+    claims = [(each, match) for each in _packages() if (match := each.detect(source))]
+    if not claims:
+        names = [each.name for each in _packages()]
+        head = bytes(source.view(0, min(source.size, 8))).hex(" ")
+        raise UnknownFormatError(
+            f"not a dump in a known format: begins with {head} (known: {', '.join(names)})",
+            path=source.name,
+            tried=names,
+        )
+    best = max(match.confidence for _, match in claims)
+    winners = [(each, match) for each, match in claims if match.confidence == best]
+    if len(winners) > 1:
+        names = [each.name for each, _ in winners]
+        raise AmbiguousFormatError(f"may be {' or '.join(names)}: choose with --from", path=source.name, matches=names)
+    return winners[0]
+
+
+def open_from(sources: Sequence[Source], format: str | None = None, options: OpenOptions | None = None) -> Dump:
+    """Open a dump in a source, or in the sources of a split set, of a format given by name or detected.
+
+    Containers are opened on the way.
+
+    Raises:
+        FormatError: the source is no dump, or not of that format; the error names the source.
+    """
+    try:
+        inner, wrappers = zip(*(_unwrap(source) for source in sources), strict=True)
+        chosen = find_format(format) if format else _agreed(inner)
+        dump = chosen.open(inner, options or OpenOptions())
+    except FormatError as error:
+        error.path = error.path or sources[0].name
+        raise
+    around = sorted({name for names in wrappers for name in names})
+    return replace(dump, variant=f"{dump.variant}, in {', '.join(around)}") if around else dump
+
+
+def _unwrap(source: Source) -> tuple[Source, tuple[str, ...]]:
+    """Open the containers around a file; gives the file inside, and what it was wrapped in.
+
+    Raises:
+        UnsupportedFeatureError: there is always one more container.
+    """
+    names: list[str] = []
+    while True:
+        claims = [(match.confidence, each) for each in all_wrappers() if (match := each.detect(source))]
+        if not claims:
+            return source, tuple(names)
+        wrapper = max(claims, key=lambda claim: claim[0])[1]
+        if len(names) == _NESTING:
+            inside = ", ".join([*names, wrapper.name])
+            raise UnsupportedFeatureError(
+                f"more than {_NESTING} containers in one another: {inside}", feature="nesting"
+            )
+        source = wrapper.unwrap(source)
+        names.append(wrapper.name)
+
+
+def _agreed(sources: Sequence[Source]) -> Format:
+    """Detect the one format that all files of a set have."""
+    found = [detect(source)[0] for source in sources]
+    first = found[0]
+    names = sorted({each.name for each in found})
+    if len(names) > 1 or is_wrapper(first):
+        raise AmbiguousFormatError(f"the files are of different formats: {', '.join(names)}", matches=names)
+    return cast("Format", first)
+
+
+def open_dump(
+    paths: Sequence[str | os.PathLike[str]], format: str | None = None, options: OpenOptions | None = None
+) -> Dump:
+    """Open a dump file, or the files of a split set; closing the dump closes them.
+
+    Raises:
+        FormatError: it is no dump, or not of that format.
+        OSError: it cannot be read.
+    """
+    sources: list[Source] = []
+    try:
+        for path in paths:
+            sources.append(open_source(path))  # noqa: PERF401 - those opened so far must be closed when one fails
+        return open_from(sources, format, options)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
