@@ -1,0 +1,172 @@
+"""Reads ELF vmcores of every producer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dumpxlate.arch import by_machine_or_unknown
+from dumpxlate.dump import Dump, Machine
+from dumpxlate.elf import ET_CORE, PT_NOTE, ElfFile, Segments, machine_name, read_elf
+from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
+from dumpxlate.guest_notes import blocks_from_notes, cpus_from_notes, p2m_from_notes, vmcoreinfo_from_notes
+from dumpxlate.notes import parse_notes
+from dumpxlate.pages import IndexedStore
+from dumpxlate.pageset import PageRuns, difference
+from dumpxlate.segments import index_segments
+
+if TYPE_CHECKING:
+    from dumpxlate.notes import Note
+    from dumpxlate.source import Source
+
+__all__ = ["open_elf"]
+
+_PAGE = 4096
+_NOTE_LIMIT = 256 << 20
+_INCOMPLETE = 1  # e_flags bit that makedumpfile sets when the target was full (DUMP_ELF_INCOMPLETE)
+
+
+def open_elf(source: Source) -> Dump:
+    """Open an ELF vmcore.
+
+    Raises:
+        UnsupportedFeatureError: it is an ELF file, but no dump of physical memory.
+        CorruptDumpError: headers contradict themselves.
+    """
+    file = read_elf(source)
+    notes, remarks = _notes(source, file)
+    producer = _producer(file, notes)
+    loads, damage = _usable_loads(source, file, remarks)
+    vmcoreinfo = vmcoreinfo_from_notes(notes)
+    arch = by_machine_or_unknown(file.header.e_machine, file.bits, file.endian)
+    page_size = (vmcoreinfo and vmcoreinfo.page_size) or _PAGE
+    pages = _store(source, loads, page_size, remarks)
+    if file.header.e_flags & _INCOMPLETE:
+        damage.append("the writer ran out of space and marked the file incomplete")
+    p2m = p2m_from_notes(notes, file.endian)
+    return Dump(
+        format="elf",
+        variant=f"{producer}, ELF{file.bits} {'little' if file.endian == '<' else 'big'}-endian",
+        machine=Machine(
+            arch=arch,
+            endian=file.endian,
+            page_size=page_size,
+            release=vmcoreinfo.release if vmcoreinfo else None,
+            paravirtual=p2m is not None,
+        ),
+        pages=pages,
+        sources=(source,),
+        cpus=cpus_from_notes(notes, arch, file.endian),
+        notes=notes,
+        vmcoreinfo=vmcoreinfo,
+        p2m=p2m,
+        blocks=blocks_from_notes(notes, file.endian),
+        attributes={"e_machine": machine_name(file.header.e_machine), "segments": len(file.segments.loads)},
+        remarks=tuple(remarks),
+        damage=tuple(damage),
+    )
+
+
+def _notes(source: Source, file: ElfFile) -> tuple[tuple[Note, ...], list[str]]:
+    """Read all PT_NOTE segments, in order; a broken one keeps what stands before the break."""
+    found: list[Note] = []
+    remarks: list[str] = []
+    wanted = file.segments.where(file.segments.type == PT_NOTE)
+    for at, size in zip(wanted.offset.tolist(), wanted.filesz.tolist(), strict=True):
+        if not 0 <= at < source.size or size < 0:
+            remarks.append(f"a PT_NOTE at {at & (1 << 64) - 1:#x} lies outside the file")
+            continue
+        parsed = parse_notes(source.view(at, min(size, source.size - at, _NOTE_LIMIT)), file.endian)
+        found += parsed.notes
+        if parsed.complaint:
+            remarks.append(f"notes at {at:#x}: {parsed.complaint}")
+    return tuple(found), remarks
+
+
+_BY_NOTE = (
+    ("DUMPXLATE", "written by dumpxlate"),
+    ("VBCORE", "VirtualBox"),
+    ("Xen", "kexec dump of a Xen host"),
+    ("ERASEINFO", "makedumpfile"),
+    ("QEMU", "QEMU"),
+    ("VMCOREINFO", "Linux /proc/vmcore"),
+    ("NONE", "QEMU's gdb script"),
+)
+_NT_PRPSINFO, _NT_TASKSTRUCT, _NT_AUXV, _NT_FILE = 3, 4, 6, 0x46494C45
+
+
+def _producer(file: ElfFile, notes: tuple[Note, ...]) -> str:
+    """Name the producer by its notes, never by oddities of the header.
+
+    Raises:
+        UnsupportedFeatureError: the file is no core, has no memory, or is the core of an ordinary process.
+    """
+    if file.header.e_type != ET_CORE:
+        raise UnsupportedFeatureError(
+            f"an ELF file of type {file.header.e_type}, not a core (4)", format="elf", feature="e_type"
+        )
+    if not len(file.segments.loads):
+        raise UnsupportedFeatureError("an ELF core without PT_LOAD segments", format="elf", feature="no PT_LOAD")
+    names = {note.name for note in notes}
+    kinds = {note.type for note in notes if note.name == "CORE"}
+    named = next((producer for name, producer in _BY_NOTE if name in names), None)
+    if named is None and kinds & {_NT_AUXV, _NT_FILE}:
+        raise UnsupportedFeatureError(
+            "the core of an ordinary process, not a dump of guest memory", format="elf", feature="process core"
+        )
+    if named is None and _NT_TASKSTRUCT in kinds:
+        return "/proc/kcore"
+    return named or "unnamed producer"
+
+
+def _usable_loads(source: Source, file: ElfFile, remarks: list[str]) -> tuple[Segments, list[str]]:
+    """Keep segments with a physical address, and of each the bytes that the file really has.
+
+    Raises:
+        CorruptDumpError: a segment contradicts itself.
+    """
+    loads = file.segments.loads
+    bad = (loads.filesz < 0) | (loads.memsz < loads.filesz) | (loads.paddr < -1) | (loads.paddr > (1 << 62))
+    bad |= loads.memsz > (1 << 62)
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        raise CorruptDumpError(
+            f"p_paddr {int(loads.paddr[at]) & (1 << 64) - 1:#x}, p_filesz {int(loads.filesz[at]):#x}, "
+            f"p_memsz {int(loads.memsz[at]):#x}: expected p_filesz <= p_memsz, both below 2^62",
+            what=f"PT_LOAD {at}",
+        )
+    unknown = loads.paddr == -1
+    if unknown.any():
+        remarks.append(f"{int(unknown.sum())} segments have no physical address and are left out")
+        loads = loads.where(~unknown)
+    if len(loads) > 1 and not loads.paddr.any():
+        # /proc/kcore before Linux 4.11, and drgn's rule for others.
+        raise UnsupportedFeatureError(
+            "every segment has physical address 0: the file maps virtual memory only", format="elf", feature="p_paddr"
+        )
+    return _clip(source, loads)
+
+
+def _clip(source: Source, loads: Segments) -> tuple[Segments, list[str]]:
+    """Cut segments that leave the file."""
+    offset = np.where(loads.filesz > 0, loads.offset, 0)
+    inside = (offset >= 0) & (offset <= source.size)
+    filesz = np.where(inside, np.minimum(loads.filesz, source.size - np.where(inside, offset, 0)), 0)
+    lost = int((loads.filesz - filesz).sum())
+    damage = [f"truncated: {lost:,} bytes of memory that the headers promise lie beyond the end"] if lost else []
+    clipped = Segments(loads.type, loads.flags, offset, loads.vaddr, loads.paddr, filesz, loads.memsz)
+    return clipped, damage
+
+
+def _store(source: Source, loads: Segments, page_size: int, remarks: list[str]) -> IndexedStore:
+    """Index the pages, and say what is odd about them."""
+    low, high = loads.paddr // page_size, -(-(loads.paddr + loads.memsz) // page_size)
+    ram = PageRuns.from_runs(low, high - low)
+    index = index_segments(source, loads.paddr, loads.filesz, loads.offset, page_size)
+    if index.pieces:
+        remarks.append(f"{index.pieces:,} pages lie in the file in pieces, or are there only in part")
+    if index.repeated:
+        remarks.append(f"segments overlap: {index.repeated:,} bytes are in the file more than once; the first counts")
+    excluded = difference(ram, index.extents.pages())
+    return IndexedStore(index.source, page_size, index.extents, excluded=excluded)
