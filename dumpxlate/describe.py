@@ -1,0 +1,180 @@
+"""What can be said of a dump without reading its pages: plain values, ready for JSON, that tables are made from.
+
+The shape is versioned (``schema``), addresses are hex strings, and every string that comes from the guest has its
+control characters escaped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dumpxlate.dump import Space
+from dumpxlate.p2m import DeferredP2M
+from dumpxlate.pages import DeferredStore, RemappedStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dumpxlate.dump import Cpu, Dump
+    from dumpxlate.p2m import P2M
+    from dumpxlate.pages import MapFit, PageStore
+    from dumpxlate.pipeline import Report
+
+__all__ = ["describe_dump", "describe_p2m", "describe_report", "printable"]
+
+_INDEX_LIMIT = 1 << 21
+"""Index entries that info reads at most: beyond, its time would grow with the dump."""
+
+_RUNS_LIMIT = 1000
+"""Runs that are listed one by one; their number is always given."""
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would act on: guests choose their host names, releases and notes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def describe_dump(dump: Dump) -> dict[str, Any]:
+    """Describe an opened dump (``dumpxlate.info/1``)."""
+    machine = dump.machine
+    return {
+        "schema": "dumpxlate.info/1",
+        "files": [{"name": printable(source.name), "bytes": source.size} for source in dump.sources],
+        "format": {"name": dump.format, "variant": printable(dump.variant)},
+        "machine": {
+            "arch": machine.arch.name,
+            "byte_order": "little" if machine.endian == "<" else "big",
+            "word_bits": machine.word_bits,
+            "page_size": machine.page_size,
+            "paravirtual": machine.paravirtual,
+            "release": printable(machine.release) if machine.release else None,
+        },
+        "space": str(dump.space),
+        "pages": _pages(dump.pages),
+        "cpus": [_cpu(cpu, machine.word_bits) for cpu in dump.cpus],
+        "notes": [
+            {"name": printable(note.name), "type": hex(note.type), "bytes": len(note.desc)} for note in dump.notes
+        ],
+        "vmcoreinfo": _vmcoreinfo(dump),
+        "p2m": describe_p2m(dump.p2m) if dump.p2m and not _is_too_long(dump.p2m) else None,
+        "fit": _fit(dump.pages.fit()) if isinstance(dump.pages, RemappedStore) else None,
+        "blocks": [{"name": printable(name), "bytes": len(block)} for name, block in dump.blocks.items()],
+        "attributes": {
+            key: printable(value) if isinstance(value, str) else value for key, value in dump.attributes.items()
+        },
+        "remarks": [printable(remark) for remark in dump.remarks],
+        "damage": [printable(damage) for damage in dump.damage],
+        "next": _next_steps(dump),
+    }
+
+
+def _pages(pages: PageStore) -> dict[str, Any]:
+    """Count pages by state, and list the runs of RAM, unless the index is too long to be read for that."""
+    if isinstance(pages, DeferredStore) and pages.entries > _INDEX_LIMIT:
+        return {"indexed": False, "entries": pages.entries, "bytes": pages.entries * pages.page_size}
+    start, count = pages.ram.runs()
+    size = pages.page_size
+    inner = pages.loaded if isinstance(pages, DeferredStore) else pages
+    return {
+        "indexed": True,
+        "ram": pages.ram.count,
+        "stored": pages.stored.count,
+        "excluded": pages.ram.count - pages.stored.count,
+        "repeated": getattr(inner, "repeated", 0),
+        "bytes": pages.ram.count * size,
+        "runs": len(start),
+        "ram_runs": [
+            {"start": hex(first * size), "end": hex((first + length) * size), "pages": length}
+            for first, length in zip(start[:_RUNS_LIMIT].tolist(), count[:_RUNS_LIMIT].tolist(), strict=True)
+        ],
+    }
+
+
+def _is_too_long(p2m: P2M) -> bool:
+    return isinstance(p2m, DeferredP2M) and p2m.entries_to_read > _INDEX_LIMIT
+
+
+def _cpu(cpu: Cpu, word_bits: int) -> dict[str, Any]:
+    return {
+        "index": cpu.index,
+        "registers": {name: f"{value:#0{2 + word_bits // 4}x}" for name, value in cpu.registers.items()},
+        "raw": {name: len(block) for name, block in cpu.raw.items()},
+    }
+
+
+def _vmcoreinfo(dump: Dump) -> dict[str, Any] | None:
+    if dump.vmcoreinfo is None:
+        return None
+    return {printable(key): printable(value) for key, value in dump.vmcoreinfo.lines.items()}
+
+
+def _fit(fit: MapFit) -> dict[str, Any]:
+    return {
+        "mapped": fit.mapped,
+        "missing": fit.missing,
+        "aliases": fit.aliases,
+        "held": fit.held,
+        "unmapped": fit.unmapped,
+        "fits": fit.fits,
+    }
+
+
+def _next_steps(dump: Dump) -> list[str]:
+    """Say what is missing and what to do about it."""
+    name = printable(dump.name)
+    steps = []
+    if dump.space is Space.MACHINE:
+        steps.append(
+            "the pages are keyed by machine frames (mfn): the guest's p2m map is needed to translate them; on the "
+            "host, xen-mfndump dump-p2m DOMID prints it while the guest exists"
+        )
+        steps.append(f"dumpxlate convert {name} --p2m MAP -o vmcore")
+    elif dump.format != "elf":
+        steps.append(f"dumpxlate convert {name} -o vmcore")
+    if dump.damage:
+        steps.append(f"dumpxlate convert --salvage {name} -o vmcore   (writes what is there)")
+    return steps
+
+
+def describe_p2m(p2m: P2M) -> dict[str, Any]:
+    """Describe a map (``dumpxlate.p2m/1``)."""
+    pages = p2m.pages()
+    frames = p2m.frames()
+    return {
+        "schema": "dumpxlate.p2m/1",
+        "entries": p2m.size,
+        "pages": p2m.runs.total,
+        "runs": len(p2m.runs.pfn),
+        "highest_pfn": hex(pages.stop - 1),
+        "highest_mfn": hex(frames.stop - 1),
+        "holes": max(len(pages.runs()[0]) - 1, 0),
+        "invalid": p2m.invalid,
+        "foreign": p2m.foreign.total,
+        "identity": p2m.identity.total,
+        "duplicates": p2m.aliases,
+    }
+
+
+def describe_report(report: Report) -> dict[str, Any]:
+    """Describe a conversion (``dumpxlate.convert/1``)."""
+    return {
+        "schema": "dumpxlate.convert/1",
+        "source": printable(report.source),
+        "target": printable(report.target),
+        "format": report.format,
+        "complete": report.complete,
+        "page_size": report.page_size,
+        "pages_in": report.pages_in,
+        "pages_out": _states(report.pages_out),
+        "runs": report.runs,
+        "holes": max(report.runs - 1, 0),
+        "bytes_written": report.bytes_written,
+        "seconds": round(report.seconds, 3),
+        "losses": [{"what": printable(loss.what), "why": printable(loss.why)} for loss in report.losses],
+        "damage": [printable(damage) for damage in report.damage],
+        "fit": _fit(report.fit) if report.fit else None,
+    }
+
+
+def _states(counts: Mapping[str, int]) -> dict[str, int]:
+    return {state: counts.get(state, 0) for state in ("stored", "zero", "excluded", "bad")}
