@@ -1,0 +1,107 @@
+"""From errors to one line and an exit code.
+
+==== ==============================================================================================
+code meaning
+==== ==============================================================================================
+0    done and complete
+1    the answer is "no": different, or a check failed; or the target cannot carry everything
+2    usage, a map that does not fit, or a file that cannot be opened, recognised or written
+3    recognised, not supported
+4    output written but incomplete (bad pages, salvage)
+5    input corrupt, nothing written
+130  interrupted (143: terminated)
+==== ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
+
+import typer
+
+from dumpxlate import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+__all__ = ["EXIT_INCOMPLETE", "EXIT_NO", "EXIT_USAGE", "catch_termination", "debugging", "guarded", "say"]
+
+EXIT_NO = 1
+EXIT_USAGE = 2
+EXIT_INCOMPLETE = 4
+EXIT_TERMINATED = 143
+
+# The first class that fits counts.
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (errors.LossyConversionError, EXIT_NO),
+    (errors.UnsupportedFeatureError, 3),
+    (errors.MissingCodecError, 3),
+    (errors.CorruptDumpError, 5),
+    (KeyboardInterrupt, 130),
+)
+
+P = ParamSpec("P")
+
+
+class _Debug:
+    on = False
+
+
+def debugging(*, on: bool) -> None:
+    """Show tracebacks instead of one line."""
+    _Debug.on = on
+
+
+def say(message: str) -> None:
+    """Write a line for people: to stderr, since stdout carries results only."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn what a command raises into one line on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (errors.DumpxlateError, OSError, ValueError, KeyboardInterrupt) as error:
+            if _Debug.on:
+                raise
+            _leave(error)
+
+    return run
+
+
+def _leave(error: BaseException) -> NoReturn:
+    from dumpxlate.describe import printable
+
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our stdout has gone; keep the interpreter from complaining again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    say(f"dumpxlate: {printable(_words(error))}")
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_USAGE)
+    raise typer.Exit(code)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; no output was left behind"
+    if isinstance(error, OSError) and not isinstance(error, errors.DumpxlateError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{(error.strerror or str(error)).lower()}"
+    return str(error)
+
+
+def catch_termination() -> None:
+    """Let SIGTERM unwind like an exit, so that temporary files go."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(EXIT_TERMINATED)
+
+    signal.signal(signal.SIGTERM, leave)

@@ -1,0 +1,167 @@
+"""Descriptions as tables for people; the same descriptions as JSON are printed by the commands themselves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dumpxlate.format import Format
+
+__all__ = ["show_dump", "show_formats", "show_json", "show_p2m", "summary"]
+
+_RUNS_SHOWN = 16
+
+
+def show_json(value: object) -> None:
+    """Print JSON on stdout."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _listing(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 2), header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{size:.4g} {unit}"
+
+
+def show_dump(info: dict[str, Any]) -> None:
+    """Print what ``describe_dump`` says."""
+    console = _console()
+    console.print(_facts(f"{info['format']['name']}: {info['format']['variant']}", _headline(info)))
+    pages = info["pages"]
+    if pages["indexed"]:
+        shown = [(run["start"], run["end"], f"{run['pages']:,}") for run in pages["ram_runs"][:_RUNS_SHOWN]]
+        console.print(_listing("\nRAM", ("from", "up to", "pages"), shown))
+        if pages["runs"] > len(shown):
+            console.print(f"  and {pages['runs'] - len(shown):,} more runs (--json lists them)", style="dim")
+    for cpu in info["cpus"]:
+        console.print(Text(_registers(cpu, console.width)))
+    if info["notes"]:
+        notes = [(note["name"], note["type"], f"{note['bytes']:,}") for note in info["notes"]]
+        console.print(_listing("\nNotes", ("name", "type", "bytes"), notes))
+    if info["p2m"]:
+        console.print(_p2m("\np2m map", info["p2m"]))
+    if info["attributes"]:
+        console.print(_facts("\nHeader", [(name, str(value)) for name, value in info["attributes"].items()]))
+    for title, key in (("Remarks", "remarks"), ("Damage", "damage"), ("Next", "next")):
+        if info[key]:
+            console.print(f"\n{title}", style="italic")
+            for line in info[key]:
+                console.print(Text(f"  {line}"))
+
+
+def _headline(info: dict[str, Any]) -> list[tuple[str, str]]:
+    machine, pages = info["machine"], info["pages"]
+    rows = [("file", f"{file['name']}, {_bytes(file['bytes'])}") for file in info["files"]]
+    kind = ", paravirtual Xen guest" if machine["paravirtual"] else ""
+    rows += [
+        ("machine", f"{machine['arch']}, {machine['word_bits']}-bit, {machine['byte_order']}-endian{kind}"),
+        ("page size", f"{machine['page_size']:,}"),
+        ("addresses", info["space"]),
+    ]
+    if machine["release"]:
+        rows.append(("kernel", machine["release"]))
+    if not pages["indexed"]:
+        rows.append(("pages", f"{pages['entries']:,} ({_bytes(pages['bytes'])}); so long an index is not read here"))
+        return rows
+    counts = [f"{pages['stored']:,} with content"]
+    counts += [f"{pages[kind]:,} {kind}" for kind in ("excluded", "repeated") if pages[kind]]
+    rows.append(("pages", f"{', '.join(counts)} ({_bytes(pages['bytes'])} of RAM)"))
+    if info["fit"]:
+        fit = info["fit"]
+        rows.append(
+            (
+                "map and dump",
+                (
+                    f"{'fit' if fit['fits'] else 'DO NOT FIT'}: {fit['missing']:,} of {fit['mapped']:,} mapped pages "
+                    f"are not in the dump, {fit['unmapped']:,} of {fit['held']:,} pages are not in the map"
+                ),
+            )
+        )
+    return rows
+
+
+def _registers(cpu: dict[str, Any], width: int) -> str:
+    """Lay registers out in as many columns as fit, without leading zeros."""
+    longest = max(map(len, cpu["registers"]), default=0)
+    cells = [f"  {name:>{longest}} {int(value, 16):<16x}" for name, value in cpu["registers"].items()]
+    across = max(width // (longest + 19), 1)
+    rows = ["".join(cells[at : at + across]).rstrip() for at in range(0, len(cells), across)]
+    return "\n".join((f"\nvcpu {cpu['index']}", *rows))
+
+
+def _p2m(title: str, info: dict[str, Any]) -> Table:
+    words = {
+        "entries": "entries",
+        "pages": "pages",
+        "runs": "runs",
+        "highest_pfn": "highest pfn",
+        "highest_mfn": "highest mfn",
+        "holes": "holes",
+        "invalid": "entries without a page",
+        "foreign": "foreign frames",
+        "identity": "identity frames",
+        "duplicates": "duplicates (further pfns on one mfn)",
+    }
+    rows = [(word, f"{info[key]:,}" if isinstance(info[key], int) else str(info[key])) for key, word in words.items()]
+    return _facts(title, rows)
+
+
+def show_p2m(name: str, info: dict[str, Any]) -> None:
+    """Print what ``describe_p2m`` says."""
+    _console().print(_p2m(name, info))
+
+
+def show_formats(formats: Sequence[Format]) -> None:
+    """Print the formats."""
+    rows = [(each.name, "yes", "yes" if each.writes else "no", each.title) for each in formats]
+    _console().print(_listing("Formats", ("name", "read", "write", "what it is"), rows))
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Put a conversion into one line."""
+    out = report["pages_out"]
+    parts = [f"{report['pages_in']:,} pages in", f"{out['stored']:,} stored", f"{out['zero']:,} zero"]
+    parts += [f"{out[state]:,} {state}" for state in ("excluded", "bad") if out[state]]
+    parts.append(f"{report['holes']:,} holes")
+    fit = report["fit"]
+    if fit:
+        parts.append(
+            f"map: {fit['aliases']:,} aliases, {fit['missing']:,} mapped but missing, {fit['unmapped']:,} not mapped"
+        )
+    parts.append(f"{len(report['losses'])} losses" if report["losses"] else "nothing lost")
+    size, seconds = _bytes(report["bytes_written"]), report["seconds"]
+    return f"{report['target']}: {report['format']}, {size}, {', '.join(parts)}, {seconds:.2f} s"
