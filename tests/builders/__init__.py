@@ -1,0 +1,1 @@
+"""Byte-level writers of every dump format, for tests: plain ``struct``, nothing of dumpxlate."""

@@ -1,0 +1,145 @@
+"""Compressors of pages written out by hand, so that no test trusts the library it tests.
+
+They know one trick: a 64-byte line that is one word eight times (what ``guest.page`` makes) becomes that word and
+a copy. Everything else is literal, so a page of noise grows and is stored raw.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["CODECS", "crc32c_masked", "lzo", "snappy", "snappy_frames", "zstd"]
+
+Codec = tuple[int, "Callable[[bytes], bytes]"]
+
+
+def _pieces(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """(literal, number of bytes then copied from eight bytes back), literals as long as they can be."""
+    literal = b""
+    for at in range(0, len(data), 64):
+        line = data[at : at + 64]
+        if line == line[:8] * 8:
+            yield literal + line[:8], 56
+            literal = b""
+        else:
+            literal += line
+    if literal:
+        yield literal, 0
+
+
+def snappy(data: bytes) -> bytes:
+    """A raw snappy block."""
+    out = bytearray()
+    rest = len(data)
+    while rest > 127:
+        out.append(rest & 127 | 128)
+        rest >>= 7
+    out.append(rest)
+    for literal, copy in _pieces(data):
+        for at in range(0, len(literal), 65536):
+            piece = literal[at : at + 65536]
+            short = len(piece) <= 60
+            out += bytes([len(piece) - 1 << 2]) if short else struct.pack("<BH", 61 << 2, len(piece) - 1)
+            out += piece
+        out += struct.pack("<BH", copy - 1 << 2 | 2, 8) if copy else b""
+    return bytes(out)
+
+
+def lzo(data: bytes) -> bytes:
+    """A raw lzo1x stream."""
+    out = bytearray()
+    for literal, copy in _pieces(data):
+        out += _lzo_length(len(literal) - 3, 15) + literal
+        out += bytes([0x20]) + _lzo_length(copy - 2, 31)[1:] + struct.pack("<H", 8 - 1 << 2) if copy else b""
+    return bytes(out) + b"\x11\0\0"
+
+
+def _lzo_length(number: int, most: int) -> bytes:
+    """A length that fits the instruction's own bits, or a zero there and the rest in bytes, 255 for each zero."""
+    if number <= most:
+        return bytes([number])
+    zeros, rest = divmod(number - most - 1, 255)
+    return bytes(1 + zeros) + bytes([rest + 1])
+
+
+def zstd(data: bytes) -> bytes:
+    """One zstd frame of one block: RLE, or sequences that are all alike (a page of named lines), or raw."""
+    frame = b"\x28\xb5\x2f\xfd" + struct.pack("<BI", 0xA0, len(data))  # single segment, 4-byte content size
+    lines = [data[at : at + 64] for at in range(0, len(data), 64)]
+    if data == data[:1] * len(data):
+        return frame + _zstd_block(1, len(data), data[:1])
+    if any(line != line[:8] * 8 for line in lines):
+        return frame + _zstd_block(0, len(data), data)
+    words = b"".join(line[:8] for line in lines)
+    long = len(words) > 4095
+    literals = struct.pack("<I", (3 if long else 1) << 2 | len(words) << 4)[: 3 if long else 2] + words
+    count = bytes([len(lines)]) if len(lines) < 128 else bytes([(len(lines) >> 8) + 128, len(lines) & 255])
+    # Codes: 8 literals; offset value 8 + 3 = 2**3 + 3; match of 56 = 51 + 5. Each is the only symbol of its table
+    # (mode RLE), so the bit stream holds just the extra bits: 3 for the offset, 3 for the match.
+    bits = 1
+    for _ in lines:
+        bits = bits << 6 | 3 << 3 | 5
+    stream = bits.to_bytes(bits.bit_length() // 8 + 1, "little").rstrip(b"\0")
+    body = literals + count + bytes([0b01010100, 8, 3, 38]) + stream
+    return frame + _zstd_block(2, len(body), body)
+
+
+def _zstd_block(kind: int, size: int, body: bytes) -> bytes:
+    return struct.pack("<I", size << 3 | kind << 1 | 1)[:3] + body
+
+
+def snappy_frames(data: bytes, *, chunk: int = 65536, raw: bool = False, corrupt: int | None = None) -> bytes:
+    """The snappy framing format: stream identifier, then chunks with their checksum.
+
+    Args:
+        data: what it decompresses to.
+        chunk: bytes of data in each chunk.
+        raw: chunks of type 1 (not compressed) only; otherwise a chunk is compressed where that helps.
+        corrupt: number of the chunk whose checksum is wrong.
+    """
+    out = [b"\xff\x06\0\0sNaPpY"]
+    for number, at in enumerate(range(0, len(data), chunk)):
+        piece = data[at : at + chunk]
+        packed = snappy(piece)
+        compressed = not raw and len(packed) < len(piece)
+        body = struct.pack("<I", crc32c_masked(piece) ^ (number == corrupt)) + (packed if compressed else piece)
+        out.append(struct.pack("<I", len(body) << 8 | (0 if compressed else 1)) + body)
+    return b"".join(out)
+
+
+def _crc32c_table() -> list[int]:
+    table = []
+    for number in range(256):
+        for _ in range(8):
+            number = number >> 1 ^ (0x82F63B78 if number & 1 else 0)
+        table.append(number)
+    return table
+
+
+_TABLE = _crc32c_table()
+
+
+@lru_cache(maxsize=64)  # chunks of zeros come again and again
+def crc32c_masked(data: bytes) -> int:
+    """CRC-32C as snappy frames hold it: rotated and displaced."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 255]
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# name -> (flag in a kdump page descriptor, compressor)
+CODECS: dict[str, Codec] = {
+    "raw": (0, bytes),
+    "zlib": (0x1, zlib.compress),
+    "lzo": (0x2, lzo),
+    "snappy": (0x4, snappy),
+    "zstd": (0x20, zstd),
+}
