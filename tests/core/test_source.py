@@ -1,0 +1,378 @@
+"""Bytes in: every kind of source against plain slices, and what is refused without hanging."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dumpxlate import source as module
+from dumpxlate.errors import TruncatedDumpError, UnknownFormatError
+from dumpxlate.source import BytesSource, MappedFile, PreadFile, TailedSource, open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from dumpxlate.arrays import Int32s, Int64s
+    from dumpxlate.source import Source
+
+DATA = random.Random(5).randbytes(10_000)
+SIZE = len(DATA)
+
+
+def ints(values: Iterable[int]) -> Int64s:
+    return np.array(list(values), np.int64)
+
+
+def sizes(values: Iterable[int]) -> Int32s:
+    return np.array(list(values), np.int32)
+
+
+def refuse_mmap(*args: object, **options: object) -> None:
+    raise OSError(19, "No such device")
+
+
+def mapped(path: Path) -> Source:
+    return open_source(path)
+
+
+def read(path: Path) -> Source:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.mmap, "mmap", refuse_mmap)
+        return open_source(path)
+
+
+def plain(path: Path) -> Source:
+    return BytesSource(path.read_bytes(), str(path))
+
+
+def tailed(path: Path) -> Source:
+    return TailedSource(BytesSource(DATA[:6000], str(path)), DATA[6000:])
+
+
+def tailed_read(path: Path) -> Source:
+    path.write_bytes(DATA[:6000])
+    return TailedSource(read(path), DATA[6000:])
+
+
+@pytest.fixture(params=[mapped, read, plain, tailed, tailed_read])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Source]:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    opened = request.param(path)
+    yield opened
+    opened.close()
+
+
+def test_each_kind_is_what_it_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    for make, kind in ((mapped, MappedFile), (read, PreadFile)):
+        with contextlib.closing(make(path)) as opened:
+            assert isinstance(opened, kind)
+
+
+def test_views(source: Source, tmp_path: Path) -> None:
+    assert (source.name, source.size) == (str(tmp_path / "data"), SIZE)
+    assert source.view() == DATA
+    for offset, length in [(0, 0), (0, 1), (5, 100), (5990, 20), (6000, 1), (SIZE - 1, 1), (SIZE, 0), (5999, 2)]:
+        found = source.view(offset, length)
+        assert bytes(found) == DATA[offset : offset + length]
+        assert found.readonly
+        assert bytes(source.view(offset)) == DATA[offset:]
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, SIZE + 1), (SIZE, 1), (SIZE + 5, None), (-1, 1), (-5, None), (5, -1), (1 << 70, 4)]
+)
+def test_views_that_leave_the_source(source: Source, offset: int, length: int | None) -> None:
+    with pytest.raises(TruncatedDumpError) as caught:
+        source.view(offset, length)
+    assert str(caught.value).startswith(f"{source.name}: range")
+    assert "-" not in str(caught.value).partition("needs")[2]
+    assert caught.value.offset == offset
+
+
+ranges_of = st.lists(
+    st.tuples(st.integers(0, SIZE) | st.integers(5900, 6100), st.sampled_from([0, 1, 7, 64, 4096])), max_size=20
+)
+
+
+def gathered(source: Source, ranges: list[tuple[int, int]]) -> None:
+    """Ranges inside read as they should, those outside point outside of the body, skipped ones are negative."""
+    offset, size = ints(each[0] for each in ranges), sizes(each[1] for each in ranges)
+    body, moved = source.gather(offset, size)
+    assert moved.dtype == np.int64
+    assert len(moved) == len(ranges)
+    for (begin, length), at in zip(ranges, moved.tolist(), strict=True):
+        if begin < 0:
+            assert at < 0
+        elif begin + length <= SIZE:
+            assert bytes(body[at : at + length]) == DATA[begin : begin + length]
+        else:
+            assert at + length > len(body)
+
+
+@pytest.mark.parametrize("kind", [mapped, read, plain, tailed, tailed_read])
+def test_gather_is_slices(tmp_path_factory: pytest.TempPathFactory, kind: Callable[[Path], Source]) -> None:
+    path = tmp_path_factory.mktemp("gather") / "data"
+    path.write_bytes(DATA)
+    with contextlib.closing(kind(path)) as source:
+
+        @settings(deadline=None, max_examples=60)
+        @given(ranges=ranges_of)
+        @example(ranges=[])
+        @example(ranges=[(0, 4096), (0, 4096), (4096, 1904)])
+        @example(ranges=[(5990, 20)])
+        @example(ranges=[(6000, 64), (0, 64)])
+        @example(ranges=[(-1, 0), (10, 7), (-1, 0)])
+        @example(ranges=[(-1, 0)])
+        @example(ranges=[(SIZE - 1, 64), (3, 7)])
+        @example(ranges=[(SIZE, 1), (SIZE + 4096, 4096), (-1, 0), (5999, 64)])
+        @example(ranges=[((1 << 63) - 1, 4096), (8, 64), (6000, 7)])
+        @example(ranges=[((1 << 63) - 4096, 4096)])
+        @example(ranges=[(SIZE, 0), (0, 0)])
+        def check(ranges: list[tuple[int, int]]) -> None:
+            gathered(source, ranges)
+
+        check()
+
+
+@pytest.mark.parametrize("kind", [read, tailed, tailed_read])
+def test_a_negative_size_brings_nothing(tmp_path: Path, kind: Callable[[Path], Source]) -> None:
+    """An unsigned size of a hostile file, cut to 32 bits."""
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    with contextlib.closing(kind(path)) as source:
+        body, moved = source.gather(ints([100, 6000, 300]), sizes([-50, 16, -(1 << 31)]))
+        assert bytes(body[moved[1] : moved[1] + 16]) == DATA[6000:6016]
+        assert len(body) == 16
+        assert moved[[0, 2]].tolist() == [16, 16]
+
+
+def test_gather_reads_neighbours_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    calls: list[tuple[int, int]] = []
+    preadv = os.preadv
+
+    def spy(fd: int, buffers: list[memoryview], offset: int) -> int:
+        calls.append((offset, len(buffers[0])))
+        return preadv(fd, buffers, offset)
+
+    with contextlib.closing(read(path)) as source:
+        monkeypatch.setattr(module.os, "preadv", spy)
+        gathered(source, [(4096, 4096), (0, 4096), (9000, 10), (9005, 20), (9001, 2), (0, 16)])
+    assert calls == [(0, 8192), (9000, 25)]
+
+
+def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    preadv = os.preadv
+    with contextlib.closing(read(path)) as source:
+        monkeypatch.setattr(module.os, "preadv", lambda fd, parts, at: preadv(fd, [parts[0][:7]], at))
+        assert source.view(3, 100) == DATA[3:103]
+        gathered(source, [(50, 64), (5000, 64), (5064, 7)])
+
+
+def test_a_file_that_shrinks_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    with contextlib.closing(read(path)) as source:
+        os.truncate(path, 4000)
+        with pytest.raises(TruncatedDumpError) as caught:
+            source.view(3900, 200)
+        assert (caught.value.wanted, caught.value.available) == (200, 100)
+
+
+def test_gather_from_a_mapping_copies_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    with contextlib.closing(mapped(path)) as source:
+        # As little as this makes each call give the mapping back; the bytes must come again.
+        monkeypatch.setattr(module, "_RESIDENT", 1)
+        body, moved = source.gather(ints([0, 4096]), sizes([4096, 4096]))
+        before = bytes(body[:100])
+        source.gather(ints([0, 4096]), sizes([4096, 4096]))
+        assert before == bytes(body[:100]) == DATA[:100]
+        assert moved.tolist() == [0, 4096]
+        del body
+
+
+def rss_of(path: Path) -> int:
+    """Bytes of a file that are mapped into this process and resident."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            inside = line.endswith(str(path))
+        elif inside and words[0] == "Rss:":
+            total += 1024 * int(words[1])
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
+def test_what_was_read_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(8 << 20))
+    monkeypatch.setattr(module, "_RESIDENT", 2 << 20)
+    with contextlib.closing(mapped(path)) as source:
+        most = 0
+        for at in range(0, 8 << 20, 1 << 18):
+            body, moved = source.gather(ints([at]), sizes([1 << 18]))
+            assert not np.frombuffer(body, np.uint8, 1 << 18, int(moved[0])).any()
+            most = max(most, rss_of(path))
+            del body
+    assert 0 < most < 5 << 20
+
+
+def test_close_is_allowed_twice_and_while_views_live(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else set()
+    for kind in (mapped, read, plain, tailed):
+        source = kind(path)
+        view = source.view(10, 20)
+        rows = np.frombuffer(source.view(), np.uint8)
+        source.close()
+        source.close()
+        assert bytes(view) == DATA[10:30]
+        assert rows[9] == DATA[9]
+        del view, rows, source
+    if before:
+        assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_with_blocks_close(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    with open_source(path) as source:
+        assert source.view(0, 4) == DATA[:4]
+    with pytest.raises(ValueError, match="released"):
+        source.view(0, 4)
+
+
+@pytest.mark.parametrize("make", [mapped, read])
+def test_closed_tail_closes_the_file(tmp_path: Path, make: Callable[[Path], Source]) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    inner = make(path)
+    TailedSource(inner, b"tail").close()
+    with pytest.raises((ValueError, OSError)):
+        inner.view(0, 4)
+
+
+def as_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def as_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def as_empty(path: Path) -> None:
+    path.touch()
+
+
+@pytest.mark.parametrize(("make", "words"), [(as_folder, "a directory"), (as_fifo, "a pipe"), (as_empty, "is empty")])
+def test_what_is_no_file_with_content(tmp_path: Path, make: Callable[[Path], None], words: str) -> None:
+    path = tmp_path / "odd"
+    make(path)
+    with pytest.raises(UnknownFormatError, match=words) as caught:
+        open_source(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_devices_and_sockets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownFormatError, match="a character device"):
+        open_source("/dev/zero")
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(tmp_path):
+        listener.bind(path.name)
+        with pytest.raises((OSError, UnknownFormatError)):
+            open_source(path.name)
+
+
+def test_a_pipe_that_somebody_writes_to_is_still_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(fd, DATA[:100])
+        with pytest.raises(UnknownFormatError, match="a pipe"):
+            open_source(path)
+        assert os.read(fd, 200) == DATA[:100], "nothing of it was read"
+    finally:
+        os.close(fd)
+
+
+def test_errors_of_the_system_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_source(tmp_path / "missing")
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    with pytest.raises(NotADirectoryError):
+        open_source(path / "below")
+
+
+def test_no_permission(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    path.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError):
+            open_source(path)
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_refused_file_leaves_no_descriptor(tmp_path: Path) -> None:
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        pytest.skip("needs /proc")
+    as_empty(tmp_path / "empty")
+    before = len(list(folder.iterdir()))
+    for name in (tmp_path, tmp_path / "empty", Path("/dev/zero")):
+        with pytest.raises(UnknownFormatError):
+            open_source(name)
+    assert len(list(folder.iterdir())) == before
+
+
+def test_the_descriptor_blocks_and_is_not_inherited(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    with contextlib.closing(read(path)) as source:
+        assert isinstance(source, PreadFile)
+        assert os.get_blocking(source._fd)
+        assert not os.get_inheritable(source._fd)
+
+
+def test_paths_of_any_kind(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    (tmp_path / "link").symlink_to(path)
+    for name in (str(path), path, str(tmp_path / "link")):
+        with open_source(name) as source:
+            assert source.name == os.fspath(name)
+            assert source.view() == DATA
+
+
+@pytest.mark.parametrize("data", [b"", b"abc", bytearray(b"abc"), memoryview(b"xabc")[1:]])
+def test_bytes_of_any_kind(data: bytes) -> None:
+    with BytesSource(data) as source:
+        assert (source.name, source.size) == ("<bytes>", len(data))
+        assert source.view() == bytes(data)
+        assert source.view().readonly

@@ -1,0 +1,381 @@
+"""The command line as a user meets it: results on stdout, words on stderr, exit codes, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.builders import xendump
+from tests.builders.guest import small_guest
+from tests.readers import vmcore_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+GUEST = small_guest(excluded=())
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    path = tmp_path / "xen.core"
+    path.write_bytes(xendump.build(GUEST))
+    return path
+
+
+@pytest.fixture
+def p2m(tmp_path: Path) -> Path:
+    path = tmp_path / "map.bin"
+    entries = np.full(GUEST.end_pfn, 0xFFFFFFFFFFFFFFFF, "<u8")
+    entries[list(GUEST.mfns)] = list(GUEST.mfns.values())
+    path.write_bytes(entries.tobytes())
+    return path
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """One line on stderr with these words, nothing on stdout, no traceback, this exit code."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("dumpxlate: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def only(folder: Path, *names: str) -> None:
+    """The folder holds these files and no others: no output, no temporary file."""
+    assert sorted(each.name for each in folder.iterdir()) == sorted(names)
+
+
+def test_the_main_job(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    done = cli("convert", dump, "--p2m", p2m, "-o", "vmcore", "--report", "report.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    pages, zero = len(GUEST.pages), len(GUEST.zeros)
+    assert f"{pages:,} pages in, {pages - zero:,} stored, {zero:,} zero, 2 holes" in line
+    assert "nothing lost" in line
+    assert vmcore_pages(tmp_path / "vmcore") == GUEST.pages
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["schema"] == "dumpxlate.convert/1"
+    assert report["pages_out"] == {"stored": pages - zero, "zero": zero, "excluded": 0, "bad": 0}
+
+
+def test_info_shows_everything_without_a_map(cli: Cli, dump: Path) -> None:
+    done = cli("info", dump)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for words in ("xendump: paravirtual guest, 64-bit index", "x86_64", "machine", "vcpu 1", "rip", "--p2m MAP"):
+        assert words in done.stdout
+    info = json.loads(cli("info", "--json", dump).stdout)
+    assert info["schema"] == "dumpxlate.info/1"
+    assert info["space"] == "machine"
+    assert info["pages"]["stored"] == len(GUEST.pages)
+    assert len(info["cpus"]) == 2
+    assert info["attributes"]["xch_nr_pages"] == len(GUEST.pages)
+
+
+def test_info_of_the_result(cli: Cli, dump: Path, p2m: Path) -> None:
+    cli("convert", dump, "--p2m", p2m, "-o", "vmcore")
+    info = json.loads(cli("info", "--json", "vmcore").stdout)
+    before = json.loads(cli("info", "--json", "--p2m", p2m, dump).stdout)
+    assert info["format"]["name"] == "elf"
+    assert before["fit"]["fits"]
+    for key in ("ram", "stored", "ram_runs"):
+        assert info["pages"][key] == before["pages"][key]
+    assert info["p2m"] == before["p2m"]
+    assert [cpu["registers"]["rip"] for cpu in info["cpus"]] == [cpu["registers"]["rip"] for cpu in before["cpus"]]
+
+
+def test_pipe(cli: Cli, dump: Path, p2m: Path, tmp_path: Path) -> None:
+    done = cli("convert", dump, "--p2m", p2m, "-o", "-", text=False)
+    assert done.returncode == 0
+    out = tmp_path / "from-pipe"
+    out.write_bytes(done.stdout)
+    assert vmcore_pages(out) == GUEST.pages
+
+
+def test_closed_pipe(dump: Path, p2m: Path) -> None:
+    command = [sys.executable, "-m", "dumpxlate", "convert", str(dump), "--p2m", str(p2m), "-o", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        words = process.stderr.read()
+    assert process.returncode == 2
+    assert "broken pipe" in words
+    assert "Traceback" not in words
+
+
+def test_p2m_show_and_convert(cli: Cli, p2m: Path, tmp_path: Path) -> None:
+    shown = json.loads(cli("p2m", "show", "--json", p2m).stdout)
+    pfns = sorted(GUEST.mfns)
+    runs = sum(
+        1
+        for at, pfn in enumerate(pfns)
+        if not at or (pfns[at - 1], GUEST.mfns[pfns[at - 1]]) != (pfn - 1, GUEST.mfns[pfn] - 1)
+    )
+    assert shown == {
+        "schema": "dumpxlate.p2m/1",
+        "entries": GUEST.end_pfn,
+        "pages": len(pfns),
+        "runs": runs,
+        "highest_pfn": hex(pfns[-1]),
+        "highest_mfn": hex(max(GUEST.mfns.values())),
+        "holes": 2,
+        "invalid": GUEST.end_pfn - len(pfns),
+        "foreign": 0,
+        "identity": 0,
+        "duplicates": 0,
+    }
+    assert "highest pfn" in cli("p2m", "show", p2m).stdout
+    for name in ("a.npy", "a.txt", "a.u32", "a.bin"):
+        assert cli("p2m", "convert", p2m, name).returncode == 0
+        assert json.loads(cli("p2m", "show", "--json", name).stdout) == shown
+    assert (tmp_path / "a.bin").read_bytes() == p2m.read_bytes()
+
+
+def test_formats(cli: Cli) -> None:
+    listed = json.loads(cli("formats", "--json").stdout)
+    names = {each["name"]: each for each in listed["formats"]}
+    assert names["elf"]["writes"]
+    assert "xendump" in cli("formats").stdout
+
+
+def test_version_and_help(cli: Cli) -> None:
+    assert cli("--version").stdout.startswith("dumpxlate 0.")
+    for command in ("info", "convert", "formats", "p2m show", "p2m convert"):
+        done = cli(*command.split(), "--help")
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
+
+
+# Bad input: one line, the right exit code, no output, the input untouched.
+
+
+@pytest.mark.parametrize("length", [1, 4, 23, 24, 100, 5000, 9000])
+def test_truncated_headers(cli: Cli, tmp_path: Path, length: int) -> None:
+    path = tmp_path / "cut"
+    data = xendump.build(GUEST)[:length]
+    path.write_bytes(data)
+    for command in (["info", path], ["convert", path, "-o", "out"]):
+        refused(cli(*command), 2 if length < 4 else 5, "cut: ")
+    assert path.read_bytes() == data
+    only(tmp_path, "cut")
+
+
+def test_truncated_pages(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    with dump.open("r+b") as file:
+        file.truncate(dump.stat().st_size - 5000)
+    refused(cli("convert", dump, "--p2m", p2m, "-o", "out"), 5, "2 of", "--salvage")
+    only(tmp_path, "xen.core", "map.bin")
+    done = cli("convert", dump, "--p2m", p2m, "-o", "out", "--salvage")
+    assert done.returncode == 4
+    assert "2 excluded" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "words"),
+    [
+        (8, 0xFFFFFFFF, "xch_nr_pages"),
+        (4, 0xFFFFFFFF, "xch_nr_vcpus"),
+        (12, 0xFFFFFFFF, "xch_index_offset"),
+        (16, 0xFFFFFFFF, "xch_pages_offset"),
+        (20, 0xFFFFF000, "page"),
+        (8, 0x0FFFFFFF, "room for"),
+    ],
+)
+def test_offsets_and_counts_beyond_the_file(
+    cli: Cli, tmp_path: Path, dump: Path, at: int, value: int, words: str
+) -> None:
+    with dump.open("r+b") as file:
+        file.seek(at)
+        file.write(struct.pack("<I", value))
+    done = cli("convert", dump, "-o", "out")
+    assert done.returncode in (2, 5)
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    only(tmp_path, "xen.core")
+
+
+def test_what_is_no_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for name, words in (
+        ("empty", "is empty"),
+        ("folder", "directory"),
+        ("fifo", "pipe"),
+        ("absent", "no such file"),
+        ("/dev/null", "character device"),
+    ):
+        refused(cli("convert", name, "-o", "out"), 2, name, words)
+        refused(cli("info", name), 2, name, words)
+    only(tmp_path, "empty", "folder", "fifo")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_no_permission(cli: Cli, tmp_path: Path, dump: Path) -> None:
+    dump.chmod(0)
+    refused(cli("info", dump), 2, "permission denied")
+
+
+def test_no_permission_as_somebody_else(cli: Cli, tmp_path: Path, dump: Path) -> None:
+    """The same as root, who gives its rights up in the child."""
+    if os.getuid():
+        pytest.skip("needs root to become somebody else")
+    dump.chmod(0)
+    tmp_path.chmod(0o755)
+    # The first run imports everything: the interpreter's own files may be closed to others too.
+    command = "import contextlib, os, sys\nfrom dumpxlate.cli import main\nargs = sys.argv\n"
+    command += "sys.argv = ['dumpxlate', 'info', 'absent']\nwith contextlib.suppress(SystemExit): main()\n"
+    command += "os.setuid(65534); sys.argv = args; sys.stderr.flush(); os.dup2(1, 2); main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "info", str(dump)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stdout == f"dumpxlate: {dump}: permission denied\n"
+
+
+def test_unknown_content(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(b"nothing that anybody would know" * 3)
+    refused(cli("info", "noise"), 2, "noise: not a dump in a known format")
+
+
+def test_wrong_map(cli: Cli, tmp_path: Path, dump: Path) -> None:
+    (tmp_path / "odd").write_bytes(b"\x01" * 13)
+    refused(cli("convert", dump, "--p2m", "odd", "-o", "out"), 2, "odd: not a p2m map")
+    (tmp_path / "other").write_bytes(np.arange(1, 500, dtype="<u8").tobytes())
+    refused(cli("convert", dump, "--p2m", "other", "-o", "out"), 2, "does not fit", "499 of 499")
+    refused(cli("convert", dump, "--p2m", "absent", "-o", "out"), 2, "absent: no such file")
+    only(tmp_path, "xen.core", "odd", "other")
+
+
+def test_no_map(cli: Cli, tmp_path: Path, dump: Path) -> None:
+    refused(cli("convert", dump, "-o", "out"), 2, "--p2m MAP")
+    only(tmp_path, "xen.core")
+
+
+def test_existing_output(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("precious")
+    refused(cli("convert", dump, "--p2m", p2m, "-o", out), 2, "exists", "--force")
+    assert out.read_text() == "precious"
+    assert cli("convert", dump, "--p2m", p2m, "-o", out, "--force").returncode == 0
+    assert vmcore_pages(out) == GUEST.pages
+    assert out.stat().st_mode & 0o777 == 0o600
+
+
+def test_output_is_the_input(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    before = dump.read_bytes()
+    (tmp_path / "soft").symlink_to(dump)
+    os.link(dump, tmp_path / "hard")
+    for name in ("xen.core", "soft", "hard"):
+        refused(cli("convert", dump, "--p2m", p2m, "-o", name, "--force"), 2, "is the input")
+    refused(cli("convert", "soft", "--p2m", p2m, "-o", "xen.core", "--force"), 2, "is the input")
+    refused(cli("p2m", "convert", p2m, p2m, "--force"), 2, "is the input")
+    assert dump.read_bytes() == before
+    only(tmp_path, "xen.core", "map.bin", "soft", "hard")
+
+
+def test_output_that_cannot_be(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    refused(cli("convert", dump, "--p2m", p2m, "-o", "folder", "--force"), 2, "not a regular file")
+    refused(cli("convert", dump, "--p2m", p2m, "-o", "absent/out"), 2, "absent")
+    refused(cli("convert", dump, "--p2m", p2m, "-o", "out", "-t", "nonsense"), 2, "no format is called 'nonsense'")
+    refused(cli("convert", dump, "-f", "nonsense", "-o", "out"), 2, "no format is called 'nonsense'")
+    only(tmp_path, "xen.core", "map.bin", "folder")
+
+
+def test_full_disk(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    """A file-size limit fails as a full disk does: in the middle of a write."""
+
+    def limit() -> None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    done = cli("convert", dump, "--p2m", p2m, "-o", "out", preexec_fn=limit)
+    refused(done, 2, "file too large")
+    only(tmp_path, "xen.core", "map.bin")
+
+
+def test_real_full_disk(cli: Cli, dump: Path, p2m: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", mount], capture_output=True).returncode:
+        pytest.skip("no right to mount a small tmpfs")
+    try:
+        refused(cli("convert", dump, "--p2m", p2m, "-o", mount / "out"), 2, "no space left on device")
+        only(mount)
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    rows = 1 << 20
+    path = xendump.sparse_huge(tmp_path / "huge", {}, nr_pages=rows)
+    (tmp_path / "map").write_bytes((np.arange(rows, dtype="<u8") + (1 << 20)).tobytes())
+    command = [sys.executable, "-m", "dumpxlate", "convert", path, "--p2m", tmp_path / "map", "-o", tmp_path / "out"]
+    with subprocess.Popen([*command, "--progress", "json"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        moment: dict[str, Any] = json.loads(process.stderr.readline())
+        assert moment["schema"] == "dumpxlate.progress/1"
+        process.send_signal(number)
+        started = time.monotonic()
+        words = process.stderr.read()
+        assert time.monotonic() - started < 20
+    assert process.returncode == code
+    assert "Traceback" not in words
+    only(tmp_path, "huge", "map")
+
+
+def test_terminal_is_refused_for_binary(dump: Path, p2m: Path) -> None:
+    import pty
+
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "dumpxlate", "convert", str(dump), "--p2m", str(p2m), "-o", "-"]
+    done = subprocess.run(command, stdout=follower, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(follower)
+    os.close(leader)
+    assert done.returncode == 2
+    assert "is a terminal" in done.stderr
+
+
+def test_guest_strings_do_not_reach_the_terminal_raw(cli: Cli, tmp_path: Path) -> None:
+    name = tmp_path / "evil\x1b[31mname"
+    name.write_bytes(b"nothing")
+    done = cli("info", name)
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr
+    assert "\\x1b[31m" in done.stderr
+
+
+def test_header_only_on_a_sparse_tebibyte(cli: Cli, tmp_path: Path) -> None:
+    """Its time does not grow with the dump: a 2^28-page index is not read by info."""
+    rows = 1 << 28
+    index_at = 24 + 5168
+    pages_at = (index_at + rows * 8 + 4095) // 4096 * 4096
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.write(struct.pack("<6I", 0xF00FEBED, 1, rows, 24, index_at, pages_at))
+        file.truncate(pages_at + rows * 4096)
+    started = time.monotonic()
+    done = cli("info", "--json", path)
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pages"] == {"indexed": False, "entries": rows, "bytes": rows * 4096}
+    assert seconds < 30  # a hang or a full read, not a benchmark: reading the index takes minutes
