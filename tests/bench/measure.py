@@ -1,0 +1,75 @@
+"""Times two commands in turn, as whole processes, and watches how much memory each takes."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_SAMPLE_EVERY = 0.005
+
+
+@dataclass
+class Runs:
+    """What several runs of one command took.
+
+    Attributes:
+        seconds: wall time of each run.
+        anonymous: highest RssAnon seen, bytes.
+        resident: highest RssAnon + RssFile + RssShmem seen, bytes.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    anonymous: int = 0
+    resident: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def run(command: Sequence[str], runs: Runs) -> None:
+    """Run a command once; it must succeed."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    watcher = threading.Thread(target=_watch, args=(process, runs))
+    watcher.start()
+    _, errors = process.communicate()
+    runs.seconds.append(time.perf_counter() - started)
+    watcher.join()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {errors.decode(errors='replace')}")
+
+
+def _watch(process: subprocess.Popen[bytes], runs: Runs) -> None:
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            return
+        sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Rss")}
+        runs.anonymous = max(runs.anonymous, sizes.get("RssAnon", 0))
+        runs.resident = max(runs.resident, sum(sizes.values()))
+        time.sleep(_SAMPLE_EVERY)
+
+
+def pair(
+    ours: Sequence[str], peer: Sequence[str], pairs: int, before: Callable[[], None]
+) -> tuple[Runs, Runs]:
+    """Run both in turn, A B A B, after one run of each that does not count."""
+    results = Runs(), Runs()
+    for turn in range(pairs + 1):
+        for command, runs in zip((ours, peer), results, strict=True):
+            before()
+            os.sync()
+            run(command, Runs() if turn == 0 else runs)
+    return results
