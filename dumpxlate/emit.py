@@ -10,7 +10,7 @@ from dumpxlate.arrays import runs
 from dumpxlate.pages import PageBatch, PageState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from dumpxlate.sink import Sink
 
@@ -53,3 +53,49 @@ def by_run(batch: PageBatch) -> Iterator[PageBatch]:
     """Cut a batch where its pfns jump."""
     for first, count in zip(*(column.tolist() for column in runs(batch.table.pfn)), strict=True):
         yield PageBatch(batch.table.where(slice(first, first + count)), batch.body)
+
+
+class TrimmedSink:
+    """A sink that lets the first bytes of what is appended fall away, and everything beyond a length.
+
+    Args:
+        sink: where the rest goes.
+        skip: bytes to drop first.
+        length: bytes to let through then.
+    """
+
+    seekable = False
+
+    def __init__(self, sink: Sink, skip: int, length: int) -> None:
+        self._sink = sink
+        self._skip = skip
+        self._left = length
+
+    @property
+    def position(self) -> int:
+        """Where the next byte goes in the sink."""
+        return self._sink.position
+
+    def append(self, parts: Iterable[memoryview | bytes]) -> int:
+        """Append what is not trimmed."""
+        kept = []
+        for part in parts:
+            start, stop = self._take(len(part))
+            kept.append(memoryview(part)[start:stop])
+        return self._sink.append(kept)
+
+    def skip(self, length: int) -> None:
+        """Leave zeros for what is not trimmed."""
+        start, stop = self._take(length)
+        self._sink.skip(stop - start)
+
+    def write_at(self, offset: int, data: memoryview | bytes) -> None:
+        """Write at an offset of the sink itself."""
+        self._sink.write_at(offset, data)
+
+    def _take(self, length: int) -> tuple[int, int]:
+        start = min(self._skip, length)
+        stop = min(length, start + self._left)
+        self._skip -= start
+        self._left -= stop - start
+        return start, stop

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dumpxlate.dump import Dump
     from dumpxlate.pages import CodecId, PageBatch
     from dumpxlate.pageset import PageSet
-    from dumpxlate.sink import Sink
+    from dumpxlate.sink import Output, Sink
     from dumpxlate.source import Source
 
 __all__ = [
@@ -96,6 +96,11 @@ class WriteOptions:
     begin: int = 0
     length: int | None = None
     part: tuple[int, int] | None = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether only a window of memory is wanted."""
+        return self.begin != 0 or self.length is not None
 
     def refuse(self, format: str, *fields: str) -> None:
         """Refuse the options that a format has no use for.
@@ -223,7 +228,7 @@ class Wrapper(Protocol):
         """
         ...
 
-    def wrap(self, sink: Sink) -> Sink | None:
+    def wrap(self, sink: Output) -> Output | None:
         """Give a sink that seeks and puts what it is given into the container; None where writing is not supported."""
         ...
 

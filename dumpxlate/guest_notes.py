@@ -70,9 +70,9 @@ def _cpu(index: int, status: list[bytes], qemu: list[bytes], context: bytes | No
         raw["qemu"] = desc
         try:
             found = qemu_note.unpack(desc)
-            registers |= i386.narrow(found) if arch is i386.ARCH else found
         except CorruptDumpError:
             continue
+        registers = (i386.narrow(found) if arch is i386.ARCH else found) | registers
     if context is not None and len(context) in _CONTEXT_BITS:
         raw["xen"] = context
         layout = xen_vcpu.context_layout(_CONTEXT_BITS[len(context)])

@@ -53,7 +53,7 @@ class ElfFormat:
         """Read headers and notes."""
         from dumpxlate.formats.elf.reader import open_elf
 
-        return open_elf(only_one(sources, self.name))
+        return open_elf(only_one(sources, self.name), options)
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan an ELF vmcore."""

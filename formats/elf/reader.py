@@ -17,6 +17,7 @@ from dumpxlate.pageset import PageRuns, difference
 from dumpxlate.segments import index_segments
 
 if TYPE_CHECKING:
+    from dumpxlate.format import OpenOptions
     from dumpxlate.notes import Note
     from dumpxlate.source import Source
 
@@ -27,8 +28,11 @@ _NOTE_LIMIT = 256 << 20
 _INCOMPLETE = 1  # e_flags bit that makedumpfile sets when the target was full (DUMP_ELF_INCOMPLETE)
 
 
-def open_elf(source: Source) -> Dump:
+def open_elf(source: Source, options: OpenOptions) -> Dump:
     """Open an ELF vmcore.
+
+    Memory that a segment has without bytes (p_memsz beyond p_filesz) was left out by a filter, or is zero, or both:
+    makedumpfile does not say which. ``options.missing`` decides.
 
     Raises:
         UnsupportedFeatureError: it is an ELF file, but no dump of physical memory.
@@ -38,10 +42,12 @@ def open_elf(source: Source) -> Dump:
     notes, remarks = _notes(source, file)
     producer = _producer(file, notes)
     loads, damage = _usable_loads(source, file, remarks)
+    if producer == _VIRTUALBOX:
+        loads = loads.where(loads.filesz > 0)  # the others are MMIO ranges, not memory
     vmcoreinfo = vmcoreinfo_from_notes(notes)
     arch = by_machine_or_unknown(file.header.e_machine, file.bits, file.endian)
     page_size = (vmcoreinfo and vmcoreinfo.page_size) or _PAGE
-    pages = _store(source, loads, page_size, remarks)
+    pages = _store(source, loads, page_size, options, remarks)
     if file.header.e_flags & _INCOMPLETE:
         damage.append("the writer ran out of space and marked the file incomplete")
     p2m = p2m_from_notes(notes, file.endian)
@@ -84,9 +90,10 @@ def _notes(source: Source, file: ElfFile) -> tuple[tuple[Note, ...], list[str]]:
     return tuple(found), remarks
 
 
+_VIRTUALBOX = "VirtualBox"
 _BY_NOTE = (
     ("DUMPXLATE", "written by dumpxlate"),
-    ("VBCORE", "VirtualBox"),
+    ("VBCORE", _VIRTUALBOX),
     ("Xen", "kexec dump of a Xen host"),
     ("ERASEINFO", "makedumpfile"),
     ("QEMU", "QEMU"),
@@ -159,7 +166,7 @@ def _clip(source: Source, loads: Segments) -> tuple[Segments, list[str]]:
     return clipped, damage
 
 
-def _store(source: Source, loads: Segments, page_size: int, remarks: list[str]) -> IndexedStore:
+def _store(source: Source, loads: Segments, page_size: int, options: OpenOptions, remarks: list[str]) -> IndexedStore:
     """Index the pages, and say what is odd about them."""
     low, high = loads.paddr // page_size, -(-(loads.paddr + loads.memsz) // page_size)
     ram = PageRuns.from_runs(low, high - low)
@@ -168,5 +175,12 @@ def _store(source: Source, loads: Segments, page_size: int, remarks: list[str]) 
         remarks.append(f"{index.pieces:,} pages lie in the file in pieces, or are there only in part")
     if index.repeated:
         remarks.append(f"segments overlap: {index.repeated:,} bytes are in the file more than once; the first counts")
-    excluded = difference(ram, index.extents.pages())
-    return IndexedStore(index.source, page_size, index.extents, excluded=excluded)
+    missing = difference(ram, index.extents.pages())
+    if missing.count:
+        remarks.append(
+            f"{missing.count:,} pages have no bytes in the file (p_filesz < p_memsz): taken for "
+            + ("zero" if options.missing == "zero" else "left out (--missing zero takes them for zero)")
+        )
+    if options.missing == "zero":
+        return IndexedStore(index.source, page_size, index.extents, zero=missing)
+    return IndexedStore(index.source, page_size, index.extents, excluded=missing)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from dumpxlate.elf import PT_NOTE, Segments, program_headers
-from dumpxlate.emit import append_pages
+from dumpxlate.emit import TrimmedSink, append_pages
+from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.format import require_physical
 from dumpxlate.guest_notes import notes_for
 from dumpxlate.notes import pack_notes
 from dumpxlate.pages import CodecId
-from dumpxlate.pageset import difference
+from dumpxlate.pageset import PageRuns, difference, intersection
 from dumpxlate.version import PRODUCER
 
 if TYPE_CHECKING:
-    from dumpxlate.dump import Dump
+    from dumpxlate.arrays import Int64s
+    from dumpxlate.dump import Dump, Machine
     from dumpxlate.format import Loss, WriteOptions
     from dumpxlate.pages import PageBatch
     from dumpxlate.pageset import PageSet
@@ -38,8 +40,11 @@ class ElfWriter:
     Every PT_LOAD has p_filesz == p_memsz, or p_filesz 0 for RAM that the source left out: Volatility drops segments
     in between. Zero pages are holes of the file, not missing memory.
 
+    ``begin`` and ``length`` cut memory to the byte, as QEMU's dump-guest-memory does.
+
     Raises:
         MapError: the dump is keyed by machine frames.
+        UnsupportedFeatureError: no RAM lies in the window asked for.
     """
 
     accepts = frozenset({CodecId.RAW})
@@ -50,33 +55,38 @@ class ElfWriter:
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
         require_physical(dump, "elf")
         options.refuse("elf", "compress", "part")
-        self.pages: PageSet = dump.pages.stored
         self._page_size = dump.pages.page_size
+        self._window = _window(dump, options)
+        inside = PageRuns.from_runs(*(np.array([value]) for value in self._window.pages(self._page_size)))
+        self.pages: PageSet = intersection(dump.pages.stored, inside) if options.cuts else dump.pages.stored
+        self._missing = difference(intersection(dump.pages.ram, inside), self.pages)
+        if options.cuts and not (self.pages.count or self._missing.count):
+            raise UnsupportedFeatureError(
+                f"no memory from {self._window.begin:#x} up to {self._window.end:#x}", format="elf", feature="window"
+            )
         self._sink: Sink
         self._plan(dump)
 
     def _plan(self, dump: Dump) -> None:
         machine = dump.machine
         notes = pack_notes(notes_for(dump, PRODUCER), machine.endian)
-        loads = self._loads(dump)
-        bits = _class(machine.word_bits, loads, self._page_size)
-        note = Segments.make(*(np.zeros(1, np.int64),) * 2, filesz=np.array([len(notes)]), offset=np.zeros(1, np.int64))
-        note = replace(note, type=np.array([PT_NOTE]), flags=np.array([0]))
-        size = len(_headers(bits, machine.endian, machine.arch.elf_machine, note, loads))
+        loads = self._loads()
+        bits = _class(machine.word_bits, loads, len(notes))
+        note = _note_segment(len(notes))
+        size = len(_headers(bits, machine, note, loads))
         note.offset[:] = size
-        self._start = -(-(size + len(notes)) // _ALIGN) * _ALIGN
-        loads.offset[loads.filesz > 0] += self._start
-        headers = _headers(bits, machine.endian, machine.arch.elf_machine, note, loads)
-        self._head = headers + notes + bytes(self._start - size - len(notes))
+        start = -(-(size + len(notes)) // _ALIGN) * _ALIGN
+        loads.offset[loads.filesz > 0] += start
+        headers = _headers(bits, machine, note, loads)
+        self._head = headers + notes + bytes(start - size - len(notes))
 
-    def _loads(self, dump: Dump) -> Segments:
-        """One PT_LOAD a run, offsets counted from the first page."""
-        start, count = self.pages.runs()
-        out, missing = difference(dump.pages.ram, self.pages).runs()
-        length = count * self._page_size
+    def _loads(self) -> Segments:
+        """One PT_LOAD a run, offsets counted from the first byte of memory."""
+        start, length = self._window.clip(*self.pages.runs(), self._page_size)
+        out, missing = self._window.clip(*self._missing.runs(), self._page_size)
         loads = Segments.make(
-            np.concatenate((start, out)) * self._page_size,
-            np.concatenate((length, missing * self._page_size)),
+            np.concatenate((start, out)),
+            np.concatenate((length, missing)),
             filesz=np.concatenate((length, np.zeros(len(out), np.int64))),
             offset=np.concatenate((np.cumsum(length) - length, np.zeros(len(out), np.int64))),
         )
@@ -84,8 +94,22 @@ class ElfWriter:
 
     def begin(self, sink: Sink) -> None:
         """Write headers and notes."""
-        self._sink = sink
         sink.append([self._head])
+        first, last = (int(pfn) * self._page_size for pfn in self._ends())
+        skip = max(self._window.begin - first, 0)
+        length = min(self._window.end, last) - first - skip
+        cut = skip or length < last - first
+        self._sink = sink
+        if cut:
+            self._sink = TrimmedSink(sink, skip, self._bytes())
+
+    def _ends(self) -> tuple[int, int]:
+        """First pfn, and one past the last, of the pages to write."""
+        return (int(self.pages.select(0, 1)[0]), self.pages.stop) if self.pages.count else (0, 0)
+
+    def _bytes(self) -> int:
+        """Bytes of memory to write."""
+        return int(self._window.clip(*self.pages.runs(), self._page_size)[1].sum())
 
     def write(self, batch: PageBatch) -> None:
         """Write the next pages."""
@@ -95,13 +119,46 @@ class ElfWriter:
         """Nothing is left to write: every offset was known from the start."""
 
 
-def _class(word_bits: Literal[32, 64], loads: Segments, page_size: int) -> Literal[32, 64]:
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The addresses to write, from ``begin`` up to ``end``."""
+
+    begin: int
+    end: int
+
+    def pages(self, page_size: int) -> tuple[int, int]:
+        """First pfn that the window touches, and how many."""
+        first = self.begin // page_size
+        return first, -(-self.end // page_size) - first
+
+    def clip(self, start: Int64s, count: Int64s, page_size: int) -> tuple[Int64s, Int64s]:
+        """Cut runs of pages to the window; gives addresses and lengths in bytes."""
+        low = np.maximum(start * page_size, self.begin)
+        high = np.minimum((start + count) * page_size, self.end)
+        return low, high - low
+
+
+def _window(dump: Dump, options: WriteOptions) -> _Window:
+    end = dump.pages.ram.stop * dump.pages.page_size
+    if options.begin < 0 or (options.length is not None and options.length <= 0):
+        raise ValueError(f"cannot write {options.length} bytes from {options.begin:#x}")
+    stop = end if options.length is None else min(options.begin + options.length, end)
+    return _Window(options.begin, max(stop, options.begin))
+
+
+def _note_segment(length: int) -> Segments:
+    zero = np.zeros(1, np.int64)
+    made = Segments.make(zero, np.array([length]), filesz=np.array([length]), offset=zero.copy())
+    return replace(made, type=np.array([PT_NOTE]), flags=zero, memsz=zero)
+
+
+def _class(word_bits: Literal[32, 64], loads: Segments, head: int) -> Literal[32, 64]:
     """Choose the class as QEMU does: 64-bit headers for a 32-bit machine too when memory or file pass 4 GiB."""
     end = int((loads.paddr + loads.memsz).max(initial=0))
-    file_end = int((loads.offset + loads.filesz).max(initial=0)) + (64 << 20) + page_size
+    file_end = int(loads.filesz.sum()) + len(loads) * 64 + head + 2 * _ALIGN
     return 64 if word_bits == 64 or max(end, file_end) > 0xFFFFFFFF else 32
 
 
-def _headers(bits: Literal[32, 64], endian: Literal["<", ">"], machine: int, note: Segments, loads: Segments) -> bytes:
+def _headers(bits: Literal[32, 64], machine: Machine, note: Segments, loads: Segments) -> bytes:
     joined = Segments(*(np.concatenate((getattr(note, name), getattr(loads, name))) for name in Segments.__slots__))
-    return program_headers(bits=bits, endian=endian, machine=machine, segments=joined)
+    return program_headers(bits=bits, endian=machine.endian, machine=machine.arch.elf_machine, segments=joined)
