@@ -7,13 +7,14 @@ read as one record array, since a fragmented guest has tens of thousands of them
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from elftools.elf.enums import ENUM_E_MACHINE
 
+from dumpxlate.elf_layout import Elf32_Ehdr, Elf32_Phdr, Elf32_Shdr, Elf64_Ehdr, Elf64_Phdr, Elf64_Shdr
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
-from dumpxlate.structs import U16, U32, U64, Endian, dtype_of, pack, parse, size_of, struct
+from dumpxlate.structs import Endian, dtype_of, pack, parse, size_of
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s
@@ -43,106 +44,6 @@ SHN_XINDEX = 0xFFFF
 _SECTION_LIMIT = 1 << 16
 _STRINGS_LIMIT = 1 << 20
 _NAME_LIMIT = 255
-
-
-@struct
-class Elf64_Ehdr:  # noqa: N801 - the reference header's name
-    """Header of a 64-bit file."""
-
-    e_ident: Annotated[bytes, 16]
-    e_type: U16
-    e_machine: U16
-    e_version: U32
-    e_entry: U64
-    e_phoff: U64
-    e_shoff: U64
-    e_flags: U32
-    e_ehsize: U16
-    e_phentsize: U16
-    e_phnum: U16
-    e_shentsize: U16
-    e_shnum: U16
-    e_shstrndx: U16
-
-
-@struct
-class Elf32_Ehdr:  # noqa: N801
-    """Header of a 32-bit file."""
-
-    e_ident: Annotated[bytes, 16]
-    e_type: U16
-    e_machine: U16
-    e_version: U32
-    e_entry: U32
-    e_phoff: U32
-    e_shoff: U32
-    e_flags: U32
-    e_ehsize: U16
-    e_phentsize: U16
-    e_phnum: U16
-    e_shentsize: U16
-    e_shnum: U16
-    e_shstrndx: U16
-
-
-@struct
-class Elf64_Phdr:  # noqa: N801
-    """Program header of a 64-bit file."""
-
-    p_type: U32
-    p_flags: U32
-    p_offset: U64
-    p_vaddr: U64
-    p_paddr: U64
-    p_filesz: U64
-    p_memsz: U64
-    p_align: U64
-
-
-@struct
-class Elf32_Phdr:  # noqa: N801
-    """Program header of a 32-bit file."""
-
-    p_type: U32
-    p_offset: U32
-    p_vaddr: U32
-    p_paddr: U32
-    p_filesz: U32
-    p_memsz: U32
-    p_flags: U32
-    p_align: U32
-
-
-@struct
-class Elf64_Shdr:  # noqa: N801
-    """Section header of a 64-bit file."""
-
-    sh_name: U32
-    sh_type: U32
-    sh_flags: U64
-    sh_addr: U64
-    sh_offset: U64
-    sh_size: U64
-    sh_link: U32
-    sh_info: U32
-    sh_addralign: U64
-    sh_entsize: U64
-
-
-@struct
-class Elf32_Shdr:  # noqa: N801
-    """Section header of a 32-bit file."""
-
-    sh_name: U32
-    sh_type: U32
-    sh_flags: U32
-    sh_addr: U32
-    sh_offset: U32
-    sh_size: U32
-    sh_link: U32
-    sh_info: U32
-    sh_addralign: U32
-    sh_entsize: U32
 
 
 _EHDR: dict[int, type[Elf32_Ehdr | Elf64_Ehdr]] = {32: Elf32_Ehdr, 64: Elf64_Ehdr}

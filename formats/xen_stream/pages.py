@@ -1,0 +1,112 @@
+"""The pages of a stream: from PAGE_DATA records to runs, many records at a time."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dumpxlate.extents import Extents, ExtentsBuilder
+from dumpxlate.formats.xen_stream import layout
+from dumpxlate.pages import IndexedStore
+from dumpxlate.pageset import PageRuns
+from dumpxlate.xen import MAX_FRAME, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from dumpxlate.arrays import Bools, Int64s, UInt64s
+    from dumpxlate.source import Source
+
+__all__ = ["PageRecords"]
+
+_FLUSH = 1 << 20
+"""Entries that are put off, to be sorted out together: a record alone is too short for arrays to pay."""
+
+_NO_PAGE = -(1 << 61)
+_NO_CONTENT = -(1 << 62)
+"""Where offsets begin for pfns without a page, and for pages without content: below any offset in a file."""
+
+_ENTRY = struct.Struct("<I")
+
+
+def _types(*types: int) -> Bools:
+    return np.isin(np.arange(16), types)
+
+
+_HAS_CONTENT = _types(*layout.PAGES_WITH_CONTENT)
+_IS_KNOWN = _HAS_CONTENT | _types(*layout.PAGES_WITHOUT)
+
+
+@dataclass(slots=True)
+class PageRecords:
+    """Collects PAGE_DATA records in the order of the stream.
+
+    Attributes:
+        source: the file.
+        rejected: what is wrong with records that were left out.
+    """
+
+    source: Source
+    rejected: list[str] = field(default_factory=list)
+    _builder: ExtentsBuilder = field(default_factory=lambda: ExtentsBuilder(PAGE_SIZE))
+    _entries: list[UInt64s] = field(default_factory=list)
+    _records: list[tuple[int, int, int]] = field(default_factory=list)  # body, length, entries
+    _waiting: int = 0
+    _copies: int = 0
+
+    def add(self, body: int, length: int) -> None:
+        """Take the next record, of which the file may lack the end."""
+        room = min(length, self.source.size - body)
+        (count,) = _ENTRY.unpack(self.source.view(body, 4)) if room >= 8 else (0,)
+        if not 1 <= count <= layout.PAGES_LIMIT or 8 + 8 * count > length:
+            self.rejected.append(f"PAGE_DATA at {body - 8:#x}: {count} entries in {length} bytes")
+        elif 8 + 8 * count <= room:
+            self._entries.append(np.frombuffer(self.source.view(body + 8, 8 * count), "<u8"))
+            self._records.append((body, length, count))
+            self._waiting += count
+            if self._waiting >= _FLUSH:
+                self._flush()
+
+    def _flush(self) -> None:
+        """Work out where the pages of the records that wait are."""
+        if not self._records:
+            return
+        body, length, count = np.array(self._records, np.int64).T
+        entry = np.concatenate(self._entries)
+        self._entries, self._records, self._waiting = [], [], 0
+        kind = (entry >> np.uint64(60)).astype(np.int64)
+        pfn = (entry & np.uint64((1 << 60) - 1)).astype(np.int64)
+        full = _HAS_CONTENT[kind]
+        first = np.cumsum(count) - count
+        held = np.add.reduceat(full, first, dtype=np.int64)
+        wrong = np.add.reduceat(~_IS_KNOWN[kind] | (pfn >= MAX_FRAME), first, dtype=np.int64) > 0
+        wrong |= length != 8 + 8 * count + PAGE_SIZE * held
+        self.rejected += [
+            f"PAGE_DATA at {at - 8:#x}: {size} bytes for {of} entries, {pages} with pages, or an entry of no known type"
+            for at, size, pages, of in zip(*(each[wrong].tolist() for each in (body, length, held, count)), strict=True)
+        ]
+        start = np.repeat(body + 8 + 8 * count - (np.cumsum(held) - held) * PAGE_SIZE, count)
+        offset = start + (np.cumsum(full) - 1) * PAGE_SIZE
+        keep = np.repeat(~wrong, count)
+        self._take(pfn[keep], kind[keep], np.where(full, offset, -1)[keep])
+
+    def _take(self, pfn: Int64s, kind: Int64s, offset: Int64s) -> None:
+        """Add pages whose place is known.
+
+        What has no place gets an offset that grows with the pfn, so that it forms runs and can be overwritten too.
+        """
+        cut = offset + PAGE_SIZE > self.source.size
+        nowhere = np.where(kind == layout.PAGE_XTAB, _NO_PAGE, _NO_CONTENT) + pfn * PAGE_SIZE
+        self._copies += int((offset >= 0).sum())
+        self._builder.add(pfn, np.where((offset < 0) | cut, nowhere, offset))
+
+    def store(self) -> IndexedStore:
+        """Make the store: of several entries for a pfn the last counts."""
+        self._flush()
+        every, _ = self._builder.build(last_wins=True)
+        stored, bare = every.offset >= 0, every.offset < _NO_PAGE
+        extents = Extents(every.start[stored], every.count[stored], every.offset[stored])
+        excluded = PageRuns.from_runs(every.start[bare], every.count[bare])
+        repeated = self._copies - int(extents.count.sum())
+        return IndexedStore(self.source, PAGE_SIZE, extents, excluded=excluded, repeated=repeated)
