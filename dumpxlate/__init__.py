@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dumpxlate import errors
     from dumpxlate.dump import Dump
+    from dumpxlate.format import OpenOptions
     from dumpxlate.p2m_file import MapKind
     from dumpxlate.pipeline import Report, convert
     from dumpxlate.registry import all_formats, detect
@@ -43,6 +44,7 @@ def open(
     format: str | None = None,
     p2m: str | os.PathLike[str] | None = None,
     p2m_format: MapKind | None = None,
+    options: OpenOptions | None = None,
 ) -> Dump:
     """Open a dump; closing it, or leaving its ``with`` block, closes the file.
 
@@ -51,6 +53,7 @@ def open(
         format: name of its format; found out by its content if not given.
         p2m: map of a paravirtual guest, for a dump keyed by machine frames.
         p2m_format: kind of that map; found out if not given.
+        options: what the content of the files does not tell (addresses of raw pieces, what missing memory is).
 
     Raises:
         FormatError: it is no dump, not of that format, or corrupt.
@@ -61,7 +64,7 @@ def open(
     from dumpxlate.registry import open_dump
 
     frames = None if p2m is None else read_map(p2m, p2m_format)
-    dump = open_dump(paths, format)
+    dump = open_dump(paths, format, options)
     return dump.with_p2m(frames) if frames else dump
 
 

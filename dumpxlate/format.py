@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from dumpxlate.dump import Space
 from dumpxlate.errors import MapError, UnsupportedFeatureError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dumpxlate.source import Source
 
 __all__ = [
+    "Accompanied",
     "Confidence",
     "Format",
     "Loss",
@@ -151,6 +152,25 @@ class Writer(Protocol):
 
     def finish(self) -> None:
         """Write what stands behind the pages, or could be known only now."""
+        ...
+
+
+@runtime_checkable
+class Accompanied(Protocol):
+    """A writer with something to say that goes into a small file beside the output."""
+
+    @property
+    def companion_suffix(self) -> str:
+        """What that file's name has behind the output's."""
+        ...
+
+    @property
+    def companion_holds(self) -> str:
+        """What is lost without it."""
+        ...
+
+    def companion(self) -> bytes:
+        """Give its content, once the output is complete."""
         ...
 
 

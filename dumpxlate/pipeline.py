@@ -7,33 +7,36 @@ at most two batches a thread are on their way, so memory does not grow with the 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
-from dumpxlate.errors import CorruptDumpError, CorruptPageError, LossyConversionError, MapError
-from dumpxlate.format import WriteOptions
+from dumpxlate.errors import CorruptDumpError, CorruptPageError, LossyConversionError, MapError, OutputError
+from dumpxlate.format import Accompanied, Loss, WriteOptions
 from dumpxlate.pages import MISS_LIMIT, CodecId, PageBatch, PageState, PageTable, RemappedStore, windows
 from dumpxlate.progress import Meter, Progress
-from dumpxlate.registry import find_format
+from dumpxlate.registry import find_format, find_wrapper
 from dumpxlate.sink import FileSink, PipeSink
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dumpxlate.dump import Dump
-    from dumpxlate.format import Loss, Writer
+    from dumpxlate.format import Writer
     from dumpxlate.pages import MapFit, PageStore
+    from dumpxlate.sink import Output, Sink
 
-__all__ = ["BadPages", "Report", "convert"]
+__all__ = ["FLATTENED", "BadPages", "Report", "convert", "convert_set"]
 
 BadPages: TypeAlias = Literal["stop", "skip", "zero"]
 """What to do with a page that does not decode: stop, count it as left out, or write zeros in its place."""
+
+FLATTENED = "flattened"
 
 _FEW_SPANS = 16
 """Up to so many pieces a batch is written straight from the input; beyond, gathering them first is faster."""
@@ -47,6 +50,7 @@ class Report:
         source: name of the input.
         target: name of the output.
         format: what was written.
+        container: what it was wrapped in ("flattened"), if anything.
         pages_in: pages of RAM that the input knows of.
         pages_out: written pages by state ("stored", "zero"), and those not written ("excluded", "bad").
         runs: runs of RAM, so that there are one fewer holes between them.
@@ -61,6 +65,7 @@ class Report:
     source: str
     target: str
     format: str
+    container: str | None = None
     pages_in: int = 0
     pages_out: Mapping[str, int] = field(default_factory=dict)
     runs: int = 0
@@ -86,7 +91,7 @@ class _Pump:
     bad_pages: BadPages
     counts: Counter[str] = field(default_factory=Counter)
 
-    def run(self, sink: FileSink | PipeSink, meter: Meter, threads: int) -> None:
+    def run(self, sink: Sink, meter: Meter, threads: int) -> None:
         """Write everything that the writer wants."""
         self.writer.begin(sink)
         size = self.store.page_size
@@ -140,6 +145,7 @@ def convert(
     allow_loss: bool = False,
     salvage: bool = False,
     overwrite: bool = False,
+    flattened: bool = False,
     bad_pages: BadPages = "stop",
     threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -151,11 +157,13 @@ def convert(
     Args:
         dump: what to convert; a PV dump keyed by mfn needs its map first (``dump.with_p2m``).
         target: path of the output, or a pipe.
-        format: name of the format to write.
+        format: name of the format to write; ``flattened`` is kdump, flattened.
         options: what the format may be asked for.
         allow_loss: write although the target cannot carry something, or the p2m map does not fit.
         salvage: write although parts of the input are missing or broken.
         overwrite: replace an existing file.
+        flattened: wrap the output into makedumpfile's records for pipes. What goes to a pipe, of a format that must
+            go back in its file, is wrapped unasked.
         bad_pages: what to do with pages that do not decode.
         threads: workers; 0 does all in this thread, None takes one for each processor, up to 8.
         progress: called after each batch.
@@ -170,18 +178,62 @@ def convert(
         raise CorruptDumpError(
             f"{'; '.join(dump.damage)} (--salvage converts what is there)", path=dump.name, format=dump.format
         )
+    if format == FLATTENED:
+        format, flattened = "kdump", True
     writer = find_format(format).writer(dump, options or WriteOptions())
     fit = dump.pages.fit() if isinstance(dump.pages, RemappedStore) else None
+    losses = writer.losses + _lost_beside(writer, target)
     if not allow_loss:
-        _refuse_loss(dump, writer, fit)
+        _refuse_loss(dump, losses, fit)
+    flattened = flattened or (writer.seeks and isinstance(target, PipeSink))
     pump = _Pump(dump.pages, writer, bad_pages)
     meter = Meter("convert", writer.pages.count * dump.pages.page_size, progress)
-    with _open_sink(dump, target, overwrite=overwrite) as sink:
+    with _output(dump, target, writer, overwrite=overwrite) as outer:
+        sink = _wrapped(outer) if flattened else outer
         pump.run(sink, meter, default_threads() if threads is None else threads)
         sink.commit()
-        written = sink.position
     name = target.name if isinstance(target, PipeSink) else str(target)
-    return _report(dump, pump, Report(dump.name, name, format, fit=fit, bytes_written=written, seconds=meter.seconds))
+    report = Report(dump.name, name, format, container=FLATTENED if flattened else None, losses=losses)
+    return _report(dump, pump, replace(report, fit=fit, bytes_written=outer.position, seconds=meter.seconds))
+
+
+def convert_set(
+    dump: Dump,
+    target: str | os.PathLike[str] | PipeSink,
+    format: str,
+    options: WriteOptions,
+    *,
+    split: int | None = None,
+    part: int | None = None,
+    **how: Any,
+) -> list[Report]:
+    """Write a dump as a set of files, or as one.
+
+    Args:
+        dump: what to convert.
+        target: path of the output; a set's files have ``.1`` to ``.N`` behind it.
+        format: name of the format.
+        options: what the format may be asked for.
+        split: number of files in the set; None for one plain file.
+        part: write only this file of the set: parts are independent, so that machines can share the work.
+        how: as for ``convert``.
+
+    Raises:
+        ValueError: a part outside the set.
+        OutputError: a set into a pipe.
+    """
+    if split is None:
+        if part is not None:
+            raise ValueError("--part needs --split: it names one file of a set")
+        return [convert(dump, target, format, options, **how)]
+    if isinstance(target, PipeSink):
+        raise OutputError("is one pipe, a set has several files", path=target.name)
+    if part is not None and not 1 <= part <= split:
+        raise ValueError(f"there is no part {part} in a set of {split}")
+    return [
+        convert(dump, f"{os.fspath(target)}.{number}", format, replace(options, part=(number, split)), **how)
+        for number in ([part] if part is not None else range(1, split + 1))
+    ]
 
 
 def _report(dump: Dump, pump: _Pump, report: Report) -> Report:
@@ -194,26 +246,50 @@ def _report(dump: Dump, pump: _Pump, report: Report) -> Report:
         pages_out=dict(pump.counts) | {"excluded": excluded},
         runs=len(ram.runs()[0]),
         page_size=dump.pages.page_size,
-        losses=writer.losses,
         damage=dump.damage,
     )
 
 
-def _open_sink(dump: Dump, target: str | os.PathLike[str] | PipeSink, *, overwrite: bool) -> FileSink | PipeSink:
+@contextlib.contextmanager
+def _output(
+    dump: Dump, target: str | os.PathLike[str] | PipeSink, writer: Writer, *, overwrite: bool
+) -> Iterator[FileSink | PipeSink]:
+    """Open the output, and the file that goes beside it where the format has one, which is completed behind it."""
     if isinstance(target, PipeSink):
-        return target
-    return FileSink(target, overwrite=overwrite, inputs=[source.name for source in dump.sources])
+        yield target
+        return
+    with FileSink(target, overwrite=overwrite, inputs=[source.name for source in dump.sources]) as sink:
+        if not isinstance(writer, Accompanied):
+            yield sink
+            return
+        with FileSink(os.fspath(target) + writer.companion_suffix, overwrite=overwrite) as beside:
+            yield sink
+            beside.append([writer.companion()])
+            beside.commit()
 
 
-def _refuse_loss(dump: Dump, writer: Writer, fit: MapFit | None) -> None:
+def _lost_beside(writer: Writer, target: str | os.PathLike[str] | PipeSink) -> tuple[Loss, ...]:
+    """Say what stands in the file beside the output, where there is no place beside it."""
+    if isinstance(target, PipeSink) and isinstance(writer, Accompanied):
+        return (Loss(writer.companion_holds, f"there is no place for {writer.companion_suffix} beside a pipe"),)
+    return ()
+
+
+def _wrapped(sink: FileSink | PipeSink) -> Output:
+    """Put the container for pipes around an output."""
+    wrapped = find_wrapper(FLATTENED).wrap(sink)
+    assert wrapped is not None
+    return wrapped
+
+
+def _refuse_loss(dump: Dump, losses: Sequence[Loss], fit: MapFit | None) -> None:
     """Stop before a byte is written where the result would not hold what the dump holds."""
     if fit and not fit.fits:
         raise MapError(
             f"{dump.name}: the p2m map does not fit this dump: {fit}; up to {MISS_LIMIT:.0%} of either is accepted "
             "(--allow-loss goes on all the same)"
         )
-    if writer.losses:
+    if losses:
         raise LossyConversionError(
-            f"{dump.name}: the target cannot carry {', '.join(map(str, writer.losses))} (--allow-loss leaves it out)",
-            writer.losses,
+            f"{dump.name}: the target cannot carry {', '.join(map(str, losses))} (--allow-loss leaves it out)", losses
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import sys
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -18,7 +19,7 @@ from dumpxlate.errors import (
     UnsupportedFeatureError,
 )
 from dumpxlate.format import OpenOptions
-from dumpxlate.source import open_source
+from dumpxlate.source import open_source, spooled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,7 @@ __all__ = [
     "is_wrapper",
     "open_dump",
     "open_from",
+    "reads",
 ]
 
 GROUP = "dumpxlate.formats"
@@ -82,6 +84,11 @@ def all_wrappers() -> tuple[Wrapper, ...]:
 def is_wrapper(each: Format | Wrapper) -> TypeGuard[Wrapper]:
     """Tell a container from a dump format."""
     return hasattr(each, "unwrap")
+
+
+def reads(format: Format) -> bool:
+    """Tell whether a format is read; one that only names what it recognises says that it is not."""
+    return bool(getattr(format, "reads", True))
 
 
 def find_format(name: str) -> Format:
@@ -148,36 +155,57 @@ def open_from(sources: Sequence[Source], format: str | None = None, options: Ope
     Raises:
         FormatError: the source is no dump, or not of that format; the error names the source.
     """
+    inner: list[Source] = []
+    around: list[str] = []
+    complaints: list[str] = []
     try:
-        inner, wrappers = zip(*(_unwrap(source) for source in sources), strict=True)
+        for source in sources:
+            inside, names = _unwrap(source, complaints)
+            inner.append(inside)
+            around += names
         chosen = find_format(format) if format else _agreed(inner)
         dump = chosen.open(inner, options or OpenOptions())
-    except FormatError as error:
-        error.path = error.path or sources[0].name
+    except BaseException as error:
+        # Whoever gave the sources closes them; the files inside are ours.
+        for source, inside in zip(sources, inner, strict=False):
+            if inside is not source:
+                inside.close()
+        if isinstance(error, FormatError):
+            error.path = error.path or sources[0].name
         raise
-    around = sorted({name for names in wrappers for name in names})
-    return replace(dump, variant=f"{dump.variant}, in {', '.join(around)}") if around else dump
+    variant = f"{dump.variant}, in {', '.join(sorted(set(around)))}" if around else dump.variant
+    return replace(dump, variant=variant, damage=(*complaints, *dump.damage))
 
 
-def _unwrap(source: Source) -> tuple[Source, tuple[str, ...]]:
+def _unwrap(source: Source, complaints: list[str]) -> tuple[Source, list[str]]:
     """Open the containers around a file; gives the file inside, and what it was wrapped in.
+
+    Args:
+        source: the file.
+        complaints: takes what the containers lack.
 
     Raises:
         UnsupportedFeatureError: there is always one more container.
     """
     names: list[str] = []
-    while True:
-        claims = [(match.confidence, each) for each in all_wrappers() if (match := each.detect(source))]
-        if not claims:
-            return source, tuple(names)
-        wrapper = max(claims, key=lambda claim: claim[0])[1]
-        if len(names) == _NESTING:
-            inside = ", ".join([*names, wrapper.name])
-            raise UnsupportedFeatureError(
-                f"more than {_NESTING} containers in one another: {inside}", feature="nesting"
-            )
-        source = wrapper.unwrap(source)
-        names.append(wrapper.name)
+    given = source
+    try:
+        while True:
+            claims = [(match.confidence, each) for each in all_wrappers() if (match := each.detect(source))]
+            if not claims:
+                return source, names
+            wrapper = max(claims, key=lambda claim: claim[0])[1]
+            names.append(wrapper.name)
+            if len(names) > _NESTING:
+                raise UnsupportedFeatureError(
+                    f"more than {_NESTING} containers in one another: {', '.join(names)}", feature="nesting"
+                )
+            source = wrapper.unwrap(source)
+            complaints += filter(None, [getattr(source, "complaint", None)])
+    except BaseException:
+        if source is not given:
+            source.close()
+        raise
 
 
 def _agreed(sources: Sequence[Source]) -> Format:
@@ -202,7 +230,7 @@ def open_dump(
     sources: list[Source] = []
     try:
         for path in paths:
-            sources.append(open_source(path))  # noqa: PERF401 - those opened so far must be closed when one fails
+            sources.append(spooled(sys.stdin.buffer) if path == "-" else open_source(path))  # noqa: PERF401 - those opened so far must be closed when one fails
         return open_from(sources, format, options)
     except BaseException:
         for source in sources:

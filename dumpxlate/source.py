@@ -10,16 +10,17 @@ import contextlib
 import errno
 import mmap
 import os
+import shutil
 import stat
+import tempfile
 from array import array
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 import numpy as np
 
 from dumpxlate.errors import TruncatedDumpError, UnknownFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
     from dumpxlate.arrays import Bools, Int32s, Int64s
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
 __all__ = [
     "BytesSource",
     "Closing",
-    "ConcatenatedSource",
     "MappedFile",
     "PreadFile",
     "Source",
-    "TailedSource",
     "check_range",
     "open_source",
     "ranges_inside",
+    "spooled",
 ]
 
 _RELEASE_EVERY = 64
@@ -74,6 +74,10 @@ class Source(Protocol):
         """
         ...
 
+    def place(self, offset: Int64s) -> Int64s:
+        """Say where in the dump's file, the one inside its containers, bytes are: -1 where nowhere as they are."""
+        ...
+
     def data_runs(self) -> tuple[Int64s, Int64s]:
         """Give the ranges (start, length), ascending, outside which all bytes are known to be zero without a look."""
         ...
@@ -84,9 +88,13 @@ class Source(Protocol):
 
 
 class Closing:
-    """What sources have in common: ``with``, and no knowledge of zeros."""
+    """What sources have in common: ``with``, offsets that are those of the file, and no knowledge of zeros."""
 
     size: int
+
+    def place(self, offset: Int64s) -> Int64s:
+        """Say where in the file bytes are."""
+        return offset
 
     def data_runs(self) -> tuple[Int64s, Int64s]:
         """Give the ranges that are not known to be zero: everything."""
@@ -125,14 +133,13 @@ def _runs_of_data(fd: int, size: int) -> tuple[Int64s, Int64s]:
     at = 0
     while at < size:
         try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
-            edges.append(min(at, size))
-            at = os.lseek(fd, at, os.SEEK_HOLE)
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            at = os.lseek(fd, start, os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:  # no data from here on
                 break
             return np.zeros(1, np.int64), np.array([size], np.int64)
-        edges.append(min(at, size))
+        edges.extend((min(start, size), min(at, size)))
     found = np.frombuffer(edges, np.int64)
     return found[::2], found[1::2] - found[::2]
 
@@ -252,97 +259,6 @@ class MappedFile(PreadFile):
             self._map.close()
 
 
-class TailedSource(Closing):
-    """A source with more bytes behind its end: the pages that a reader had to assemble.
-
-    Args:
-        inner: the source; closed with this one.
-        tail: what follows it.
-    """
-
-    def __init__(self, inner: Source, tail: bytes) -> None:
-        self._inner = inner
-        self._tail = BytesSource(tail, inner.name)
-        self.name = inner.name
-        self.size = inner.size + len(tail)
-
-    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
-        """View a range; one over the seam is copied."""
-        length = check_range(self.name, self.size, offset, length)
-        seam = self._inner.size
-        if offset + length <= seam:
-            return self._inner.view(offset, length)
-        if offset >= seam:
-            return self._tail.view(offset - seam, length)
-        joined = bytes(self._inner.view(offset, seam - offset)) + bytes(self._tail.view(0, offset + length - seam))
-        return memoryview(joined)
-
-    def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
-        """Bring ranges; where some are in the tail, all are copied into a body of their own."""
-        if not (offset > self._inner.size - size.astype(np.int64)).any():
-            return self._inner.gather(offset, size)
-        return _copied(self, offset, size)
-
-    def close(self) -> None:
-        """Close the source."""
-        self._inner.close()
-
-
-class ConcatenatedSource(Closing):
-    """Several sources one behind the other: the files of a split dump.
-
-    Args:
-        parts: the sources, at least one; closed with this one.
-    """
-
-    def __init__(self, parts: Sequence[Source]) -> None:
-        self._parts = tuple(parts)
-        self._ends = np.cumsum([part.size for part in parts], dtype=np.int64)
-        self.name = parts[0].name
-        self.size = int(self._ends[-1])
-
-    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
-        """View a range; one over a seam is copied."""
-        length = check_range(self.name, self.size, offset, length)
-        pieces = []
-        for part, end in zip(self._parts, self._ends.tolist(), strict=True):
-            start = end - part.size
-            low, high = max(offset, start), min(offset + length, end)
-            if low < high:
-                pieces.append(part.view(low - start, high - low))
-        return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
-
-    def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
-        """Bring ranges; where they are in several parts, all are copied into a body of their own."""
-        used = offset[offset >= 0]
-        which = np.searchsorted(self._ends, used, side="right")
-        if not len(used) or which.min() != which.max() or which[0] == len(self._parts):
-            return _copied(self, offset, size)
-        part = self._parts[int(which[0])]
-        start = int(self._ends[which[0]]) - part.size
-        if (used > start + part.size - size[offset >= 0].astype(np.int64)).any():
-            return _copied(self, offset, size)
-        return part.gather(np.where(offset >= 0, offset - start, np.int64(-1)), size)
-
-    def close(self) -> None:
-        """Close the parts."""
-        for part in self._parts:
-            part.close()
-
-
-def _copied(source: Source, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
-    """Bring ranges into a body of their own, one by one."""
-    used = ranges_inside(source.size, offset, size)
-    length = size[used].astype(np.int64)
-    at = np.cumsum(length) - length
-    body = bytearray(int(length.sum()))
-    for position, begin, count in zip(at.tolist(), offset[used].tolist(), length.tolist(), strict=True):
-        body[position : position + count] = source.view(begin, count)
-    moved = np.where(offset >= 0, np.int64(len(body)), np.int64(-1))
-    moved[used] = at
-    return memoryview(body).toreadonly(), moved
-
-
 def open_source(path: str | os.PathLike[str]) -> MappedFile | PreadFile | BytesSource:
     """Open a file for reading: mapped, or read where mapping fails.
 
@@ -369,6 +285,22 @@ def open_source(path: str | os.PathLike[str]) -> MappedFile | PreadFile | BytesS
     except BaseException:
         os.close(fd)
         raise
+
+
+def spooled(stream: BinaryIO, name: str = "<stdin>") -> MappedFile:
+    """Take everything from a pipe into a nameless temporary file, which nobody else can open, and open that.
+
+    Raises:
+        UnknownFormatError: nothing came.
+        OSError: the disk is full.
+    """
+    with tempfile.TemporaryFile(prefix="dumpxlate-") as file:
+        shutil.copyfileobj(stream, file, 1 << 20)
+        file.flush()
+        size = file.tell()
+        if not size:
+            raise UnknownFormatError("is empty", path=name)
+        return MappedFile(os.dup(file.fileno()), name, size)
 
 
 _OTHER_KINDS = (

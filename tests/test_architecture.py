@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 LEVELS = (
     ("errors", "arrays", "version"),
-    ("structs", "pageset", "bitmap", "extents", "source", "spliced", "sink", "progress"),
-    ("pages", "codecs", "elf", "notes", "vmcoreinfo", "arch", "segments", "emit"),
+    ("structs", "pageset", "bitmap", "extents", "source", "spliced", "joined", "sink", "progress"),
+    ("elf_layout", "pages", "codecs", "elf", "notes", "vmcoreinfo", "arch", "segments", "emit", "lime"),
     ("p2m", "p2m_file", "addrxlat", "memory", "dump", "guest_notes", "xen"),
-    ("format", "registry"),
+    ("format", "registry", "bare"),
     ("formats",),
-    ("pipeline", "verify", "describe"),
+    ("pipeline", "describe", "page_map", "verify", "verify_check", "verify_describe", "verify_facts", "verify_pages"),
     ("",),  # dumpxlate/__init__.py, the public names
     ("cli", "__main__"),
 )

@@ -7,7 +7,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line."""
-    from dumpxlate.cli.commands import app
+    from dumpxlate.cli.app import app
     from dumpxlate.cli.guard import catch_termination
 
     catch_termination()

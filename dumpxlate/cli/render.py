@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dumpxlate.registry import reads
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dumpxlate.format import Format
 
-__all__ = ["show_dump", "show_formats", "show_json", "show_p2m", "summary"]
+__all__ = ["console", "facts", "listing", "show_dump", "show_formats", "show_json", "show_p2m", "summary"]
 
 _RUNS_SHOWN = 16
 
@@ -26,11 +28,13 @@ def show_json(value: object) -> None:
     sys.stdout.write("\n")
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Make a console for stdout."""
     return Console(highlight=False, soft_wrap=True)
 
 
-def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Make a table of names and values."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -39,7 +43,8 @@ def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _listing(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def listing(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Make a table with a column for each name."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 2), header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -59,28 +64,28 @@ def _bytes(count: int) -> str:
 
 def show_dump(info: dict[str, Any]) -> None:
     """Print what ``describe_dump`` says."""
-    console = _console()
-    console.print(_facts(f"{info['format']['name']}: {info['format']['variant']}", _headline(info)))
+    out = console()
+    out.print(facts(f"{info['format']['name']}: {info['format']['variant']}", _headline(info)))
     pages = info["pages"]
     if pages["indexed"]:
         shown = [(run["start"], run["end"], f"{run['pages']:,}") for run in pages["ram_runs"][:_RUNS_SHOWN]]
-        console.print(_listing("\nRAM", ("from", "up to", "pages"), shown))
+        out.print(listing("\nRAM", ("from", "up to", "pages"), shown))
         if pages["runs"] > len(shown):
-            console.print(f"  and {pages['runs'] - len(shown):,} more runs (--json lists them)", style="dim")
+            out.print(f"  and {pages['runs'] - len(shown):,} more runs (--json lists them)", style="dim")
     for cpu in info["cpus"]:
-        console.print(Text(_registers(cpu, console.width)))
+        out.print(Text(_registers(cpu, out.width)))
     if info["notes"]:
         notes = [(note["name"], note["type"], f"{note['bytes']:,}") for note in info["notes"]]
-        console.print(_listing("\nNotes", ("name", "type", "bytes"), notes))
+        out.print(listing("\nNotes", ("name", "type", "bytes"), notes))
     if info["p2m"]:
-        console.print(_p2m("\np2m map", info["p2m"]))
+        out.print(_p2m("\np2m map", info["p2m"]))
     if info["attributes"]:
-        console.print(_facts("\nHeader", [(name, str(value)) for name, value in info["attributes"].items()]))
+        out.print(facts("\nHeader", [(name, str(value)) for name, value in info["attributes"].items()]))
     for title, key in (("Remarks", "remarks"), ("Damage", "damage"), ("Next", "next")):
         if info[key]:
-            console.print(f"\n{title}", style="italic")
+            out.print(f"\n{title}", style="italic")
             for line in info[key]:
-                console.print(Text(f"  {line}"))
+                out.print(Text(f"  {line}"))
 
 
 def _headline(info: dict[str, Any]) -> list[tuple[str, str]]:
@@ -137,18 +142,19 @@ def _p2m(title: str, info: dict[str, Any]) -> Table:
         "duplicates": "duplicates (further pfns on one mfn)",
     }
     rows = [(word, f"{info[key]:,}" if isinstance(info[key], int) else str(info[key])) for key, word in words.items()]
-    return _facts(title, rows)
+    return facts(title, rows)
 
 
 def show_p2m(name: str, info: dict[str, Any]) -> None:
     """Print what ``describe_p2m`` says."""
-    _console().print(_p2m(name, info))
+    console().print(_p2m(name, info))
 
 
 def show_formats(formats: Sequence[Format]) -> None:
     """Print the formats."""
-    rows = [(each.name, "yes", "yes" if each.writes else "no", each.title) for each in formats]
-    _console().print(_listing("Formats", ("name", "read", "write", "what it is"), rows))
+    words = {True: "yes", False: "no"}
+    rows = [(each.name, words[reads(each)], words[each.writes], each.title) for each in formats]
+    console().print(listing("Formats", ("name", "read", "write", "what it is"), rows))
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -164,4 +170,5 @@ def summary(report: dict[str, Any]) -> str:
         )
     parts.append(f"{len(report['losses'])} losses" if report["losses"] else "nothing lost")
     size, seconds = _bytes(report["bytes_written"]), report["seconds"]
-    return f"{report['target']}: {report['format']}, {size}, {', '.join(parts)}, {seconds:.2f} s"
+    what = f"{report['format']} in {report['container']}" if report["container"] else report["format"]
+    return f"{report['target']}: {what}, {size}, {', '.join(parts)}, {seconds:.2f} s"

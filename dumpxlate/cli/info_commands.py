@@ -1,0 +1,58 @@
+"""Commands that only look: info and formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dumpxlate.cli.guard import guarded
+from dumpxlate.cli.options import AsJson, From, Map, MapKind, Missing, MissingName, open_dump
+
+__all__ = ["formats", "info"]
+
+
+@guarded
+def info(
+    files: Annotated[list[Path], typer.Argument(help="Dumps to describe.")],
+    as_json: AsJson = False,
+    format: From = None,
+    p2m: Map = None,
+    p2m_format: MapKind = None,
+    missing: Missing = MissingName.EXCLUDED,
+    together: Annotated[bool, typer.Option("--set", help="The files are parts of one split dump.")] = False,
+) -> None:
+    """Say what a dump is: format, machine, memory, registers, notes, what is missing, what to do next."""
+    from dumpxlate.cli.render import show_dump, show_json
+    from dumpxlate.describe import describe_dump
+
+    for names in [files] if together else [[path] for path in files]:
+        with open_dump(names, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
+            described = describe_dump(dump)
+        if as_json:
+            show_json(described)
+        else:
+            show_dump(described)
+
+
+@guarded
+def formats(as_json: AsJson = False) -> None:
+    """List the formats that can be read and written."""
+    from dumpxlate.cli.render import show_formats, show_json
+    from dumpxlate.registry import all_formats, reads
+
+    if not as_json:
+        show_formats(all_formats())
+        return
+    listed = [
+        {
+            "name": each.name,
+            "title": each.title,
+            "reads": reads(each),
+            "writes": each.writes,
+            "suffixes": list(each.suffixes),
+        }
+        for each in all_formats()
+    ]
+    show_json({"schema": "dumpxlate.formats/1", "formats": listed})

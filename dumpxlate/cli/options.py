@@ -1,0 +1,142 @@
+"""What commands share: types of options, and how inputs and outputs are named on the command line."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dumpxlate.cli.progress import ProgressStyle
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dumpxlate.dump import Dump
+    from dumpxlate.sink import PipeSink
+
+__all__ = [
+    "AllowLoss",
+    "AsJson",
+    "BadPagesName",
+    "Force",
+    "From",
+    "Map",
+    "MapKind",
+    "MapKindName",
+    "Missing",
+    "MissingName",
+    "Salvage",
+    "ShowProgress",
+    "Threads",
+    "number",
+    "open_dump",
+    "output",
+]
+
+
+class MapKindName(StrEnum):
+    """Kinds of p2m map files."""
+
+    U64 = "u64"
+    U32 = "u32"
+    NPY = "npy"
+    TEXT = "text"
+    MFNDUMP = "mfndump"
+
+
+class BadPagesName(StrEnum):
+    """What to do with pages that do not decode."""
+
+    STOP = "stop"
+    SKIP = "skip"
+    ZERO = "zero"
+
+
+class MissingName(StrEnum):
+    """What RAM is that a file has no bytes for."""
+
+    EXCLUDED = "excluded"
+    ZERO = "zero"
+
+
+def number(text: str | int) -> int:
+    """Read a number: decimal, or hex with 0x; K, M, G and T count in powers of 1024. Typer passes defaults as well."""
+    if isinstance(text, int):
+        return text
+    unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
+    try:
+        value = int(text[:-1] if unit else text, 0) << unit
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number (4096, 0x1000, 4K)") from None
+    if value < 0:
+        raise typer.BadParameter(f"{text!r} is negative")
+    return value
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+From = Annotated[str | None, typer.Option("--from", "-f", help="Format of the input; found out if not given.")]
+Map = Annotated[Path | None, typer.Option("--p2m", help="The guest's p2m map, for dumps keyed by mfn.")]
+MapKind = Annotated[MapKindName | None, typer.Option("--p2m-format", help="Kind of the map; found out if not given.")]
+Missing = Annotated[MissingName, typer.Option("--missing", help="What memory is that the file has no bytes for.")]
+AllowLoss = Annotated[
+    bool, typer.Option("--allow-loss", help="Write although something is lost, or the map does not fit.")
+]
+Salvage = Annotated[bool, typer.Option("--salvage", help="Write what is there of a damaged input.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=0, help="Workers; 0 for none.")]
+ShowProgress = Annotated[ProgressStyle, typer.Option("--progress", help="How to show it.")]
+
+
+def open_dump(
+    names: Sequence[str | Path],
+    *,
+    format: str | None = None,
+    p2m: Path | None = None,
+    kind: MapKindName | None = None,
+    missing: MissingName = MissingName.EXCLUDED,
+) -> Dump:
+    """Open the dump that a user named: files of one set, or raw pieces as FILE@ADDRESS; - is stdin."""
+    import dumpxlate
+    from dumpxlate.format import OpenOptions
+
+    pieces = [_piece(str(name)) for name in names]
+    addresses = tuple(address for _, address in pieces if address is not None)
+    if addresses and len(addresses) != len(pieces):
+        raise ValueError("give an address for every piece of memory, or for none: FILE@ADDRESS")
+    return dumpxlate.open(
+        *(path for path, _ in pieces),
+        format=format or ("raw" if addresses else None),
+        p2m=p2m,
+        p2m_format=kind.value if kind else None,
+        options=OpenOptions(addresses=addresses, missing=missing.value),
+    )
+
+
+def _piece(name: str) -> tuple[str, int | None]:
+    """Cut FILE@ADDRESS; a file that really has such a name wins."""
+    path, at, address = name.rpartition("@")
+    if not at or Path(name).exists():
+        return name, None
+    try:
+        return path, int(address, 0)
+    except ValueError:
+        return name, None
+
+
+def output(name: str) -> Path | PipeSink:
+    """Give the path to write to, or stdout as a pipe.
+
+    Raises:
+        OutputError: stdout is a terminal.
+    """
+    from dumpxlate.errors import OutputError
+    from dumpxlate.sink import PipeSink
+
+    if name != "-":
+        return Path(name)
+    if sys.stdout.isatty():
+        raise OutputError("is a terminal, and a dump is binary: redirect it, or give -o FILE", path="<stdout>")
+    return PipeSink(sys.stdout.fileno())

@@ -1,0 +1,131 @@
+"""Commands that look at pages and write none: compare, check, map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dumpxlate.cli.guard import EXIT_NO, guarded, say
+from dumpxlate.cli.options import (
+    AsJson,
+    From,
+    Map,
+    MapKind,
+    Missing,
+    MissingName,
+    ShowProgress,
+    Threads,
+    open_dump,
+)
+from dumpxlate.cli.progress import ProgressStyle, show_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["check", "compare", "map_"]
+
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="The dump, or all files of a split set.")]
+
+
+@guarded
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A dump.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The dump to compare it with, of any format.")],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Tell absent pages from zero ones, and no registers from some.")
+    ] = False,
+    first: Annotated[int, typer.Option("--first", min=0, metavar="N", help="List the first N differences.")] = 10,
+    as_json: AsJson = False,
+    format: From = None,
+    format_b: Annotated[str | None, typer.Option("--from-b", help="Format of B.")] = None,
+    p2m: Map = None,
+    p2m_b: Annotated[Path | None, typer.Option("--p2m-b", help="The guest's p2m map, for B.")] = None,
+    p2m_format: MapKind = None,
+    missing: Missing = MissingName.EXCLUDED,
+    threads: Threads = None,
+    progress: ShowProgress = ProgressStyle.AUTO,
+) -> None:
+    """Compare two dumps page by page, whatever their formats: exit code 0 if they hold the same, else 1.
+
+    --from and --p2m speak of A.
+    """
+    from dumpxlate.cli.render_verify import show_comparison
+    from dumpxlate.describe import printable
+    from dumpxlate.verify import compare as run
+    from dumpxlate.verify_describe import describe_comparison
+
+    with (
+        open_dump([a], format=format, p2m=p2m, kind=p2m_format, missing=missing) as left,
+        open_dump([b], format=format_b, p2m=p2m_b, kind=p2m_format, missing=missing) as right,
+    ):
+        for dump in (left, right):
+            for line in dump.damage:
+                say(printable(f"{dump.name}: {line}"))
+        with show_progress(progress) as callback:
+            found = run(left, right, strict=strict, first=first, threads=threads, progress=callback)
+        described = describe_comparison(left, right, found)
+    _show(described, show_comparison, as_json=as_json)
+    if not found.same:
+        raise typer.Exit(EXIT_NO)
+
+
+@guarded
+def check(
+    files: Files,
+    first: Annotated[int, typer.Option("--first", min=0, metavar="N", help="List the first N runs of bad pages.")] = 20,
+    as_json: AsJson = False,
+    format: From = None,
+    p2m: Map = None,
+    p2m_format: MapKind = None,
+    missing: Missing = MissingName.EXCLUDED,
+    threads: Threads = None,
+    progress: ShowProgress = ProgressStyle.AUTO,
+) -> None:
+    """Check that every page is there and decodes: exit code 0 if nothing is wrong, else 1 (5: it cannot be opened)."""
+    from dumpxlate.cli.render_verify import show_check
+    from dumpxlate.verify_check import check as run
+    from dumpxlate.verify_describe import describe_check
+
+    with open_dump(files, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
+        with show_progress(progress) as callback:
+            found = run(dump, first=first, threads=threads, progress=callback)
+        described = describe_check(dump, found)
+    _show(described, show_check, as_json=as_json)
+    if not found.ok:
+        raise typer.Exit(EXIT_NO)
+
+
+@guarded
+def map_(
+    files: Files,
+    limit: Annotated[int, typer.Option("--limit", min=0, metavar="N", help="List the first N ranges; 0: all.")] = 1000,
+    as_json: AsJson = False,
+    format: From = None,
+    p2m: Map = None,
+    p2m_format: MapKind = None,
+    missing: Missing = MissingName.EXCLUDED,
+) -> None:
+    """Show which pages are stored, zero, left out and absent, and where; reads the index, never pages."""
+    from dumpxlate.cli.render_verify import bar_cells, show_bar, show_map
+    from dumpxlate.page_map import map_pages
+    from dumpxlate.verify_describe import describe_map
+
+    cells = 0 if as_json else bar_cells()
+    with open_dump(files, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
+        found = map_pages(dump, limit=limit or None, cells=cells)
+        described = describe_map(dump, found)
+    if cells:
+        show_bar(found.cells, found.cell * described["file"]["page_size"])
+    _show(described, show_map, as_json=as_json)
+
+
+def _show(described: dict[str, Any], show: Callable[[dict[str, Any]], None], *, as_json: bool) -> None:
+    """Print a description as the user wants it."""
+    from dumpxlate.cli.render import show_json
+
+    if as_json:
+        show_json(described)
+    else:
+        show(described)
