@@ -162,6 +162,7 @@ def describe_report(report: Report) -> dict[str, Any]:
         "source": printable(report.source),
         "target": printable(report.target),
         "format": report.format,
+        "container": report.container,
         "complete": report.complete,
         "page_size": report.page_size,
         "pages_in": report.pages_in,

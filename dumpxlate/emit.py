@@ -43,7 +43,9 @@ def append_pages(sink: Sink, batch: PageBatch, page_size: int) -> None:
 def _append_zeros(sink: Sink, parts: list[memoryview], length: int) -> list[memoryview]:
     """Let zeros follow some parts; give what is still to be written."""
     if length < _HOLE:
-        return [*parts, _ZEROS[:length]] if length else parts
+        if length:
+            parts.append(_ZEROS[:length])
+        return parts
     sink.append(parts)
     sink.skip(length)
     return []

@@ -160,6 +160,10 @@ class PageStore(Protocol):
         """Bring the bytes of located pages: free where the file is mapped."""
         ...
 
+    def place(self, table: PageTable) -> Int64s:
+        """Say where in the dump's file the bytes of located pages are: -1 where nowhere as they are."""
+        ...
+
 
 class IndexedStore:
     """A store of raw pages over extents of one source.
@@ -206,6 +210,10 @@ class IndexedStore:
         """Bring the bytes of located pages."""
         return fetch_from(self._source, table)
 
+    def place(self, table: PageTable) -> Int64s:
+        """Say where in the file the bytes of located pages are."""
+        return self._source.place(table.offset)
+
 
 def fetch_from(source: Source, table: PageTable) -> PageBatch:
     """Bring the bytes of located pages from a source, which may move them into a body of its own."""
@@ -251,6 +259,10 @@ class DeferredStore:
     def fetch(self, table: PageTable) -> PageBatch:
         """Bring the bytes of located pages."""
         return self.loaded.fetch(table)
+
+    def place(self, table: PageTable) -> Int64s:
+        """Say where in the file the bytes of located pages are."""
+        return self.loaded.place(table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +339,10 @@ class RemappedStore:
     def fetch(self, table: PageTable) -> PageBatch:
         """Bring the bytes of located pages."""
         return self._inner.fetch(table)
+
+    def place(self, table: PageTable) -> Int64s:
+        """Say where in the file the bytes of located pages are."""
+        return self._inner.place(table)
 
 
 def windows(pages: PageSet, page_size: int, *, size: int = BATCH_BYTES) -> Iterator[tuple[int, int]]:

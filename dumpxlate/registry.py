@@ -172,6 +172,8 @@ def open_from(sources: Sequence[Source], format: str | None = None, options: Ope
                 inside.close()
         if isinstance(error, FormatError):
             error.path = error.path or sources[0].name
+            # What the file inside lacks is explained by what its container lacks.
+            error.args = ("; ".join([*map(str, error.args), *complaints]),)
         raise
     variant = f"{dump.variant}, in {', '.join(sorted(set(around)))}" if around else dump.variant
     return replace(dump, variant=variant, damage=(*complaints, *dump.damage))

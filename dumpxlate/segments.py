@@ -13,7 +13,7 @@ import numpy as np
 
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.extents import Extents, first_wins, merge
-from dumpxlate.source import TailedSource
+from dumpxlate.joined import TailedSource
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
 
-__all__ = ["FileSink", "PipeSink", "Sink"]
+__all__ = ["FileSink", "Output", "PipeSink", "Sink"]
 
 _IOV_MAX = 1024
 _ZEROS = bytes(1 << 20)
@@ -49,6 +49,10 @@ class Sink(Protocol):
             OutputError: the target cannot seek.
         """
         ...
+
+
+class Output(Sink, Protocol):
+    """A sink that is a whole output, which whoever opened it completes."""
 
     def commit(self) -> None:
         """Complete the output: nothing is written after this."""

@@ -13,13 +13,27 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-__all__ = ["default_threads", "ordered_map"]
+__all__ = ["default_threads", "keep_buffers", "ordered_map"]
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
 _MOST_THREADS = 8
 """Beyond, the thread that writes is the bottleneck."""
+
+
+_LARGEST_BLOCK = (32 << 20) - (64 << 10)
+"""The most that glibc lets its threshold grow to is 32 MiB, what it adds to a block included."""
+
+
+def keep_buffers() -> None:
+    """Let the C library keep the buffers of finished batches for those to come.
+
+    glibc maps a large block anew, to be faulted in page by page, until it has seen a larger one freed; then it takes
+    blocks from its heap, and gives less of that back (mallopt(3), M_MMAP_THRESHOLD). Measured when comparing two raw
+    images: 0.44 s a GiB instead of 1.45 s. Elsewhere this does nothing: the block is never touched.
+    """
+    bytes(_LARGEST_BLOCK)
 
 
 def default_threads() -> int:

@@ -41,9 +41,9 @@ def check(pages: PageBitmap, expected: list[int], far: int) -> None:
     assert np.flatnonzero(pages.contains(asked)).tolist() == [pfn + 1 for pfn in expected]
     assert pages.rank(asked).tolist() == np.searchsorted(ints(expected), asked).tolist()
     start, count = pages.runs()
-    assert [pfn for first, n in zip(start.tolist(), count.tolist(), strict=True) for pfn in range(first, first + n)] == (
-        expected
-    )
+    assert [
+        pfn for first, n in zip(start.tolist(), count.tolist(), strict=True) for pfn in range(first, first + n)
+    ] == (expected)
     assert (start[1:] > (start + count)[:-1]).all()
     assert (count > 0).all()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 TOP = 1 << 52
 
-quick = settings(deadline=None, max_examples=150)
+quick = settings(deadline=None, max_examples=80)
 # Offsets that often continue one another, as those of a real file do.
 pairs_of = st.lists(
     st.tuples(st.integers(-3, 30) | st.integers(0, TOP), st.integers(0, 30).map(lambda at: at * PAGE)), max_size=40
@@ -50,7 +52,7 @@ def check(extents: Extents, expected: dict[int, int]) -> None:
     written = {start + at: offset + at * PAGE for start, count, offset in rows for at in range(count)}
     assert written == expected
     assert list(written) == sorted(expected)
-    for (start, count, offset), (after, _, its_offset) in zip(rows, rows[1:], strict=False):
+    for (start, count, offset), (after, _, its_offset) in pairwise(rows):
         assert (start + count, offset + count * PAGE) != (after, its_offset), "runs are maximal"
     near = {pfn + by for pfn in expected for by in (-1, 0, 1)}
     asked = ints([-1, 0, 1 << 62, *near])
@@ -82,6 +84,20 @@ def test_pages_in_runs(pieces: list[tuple[int, int, int]], *, last_wins: bool) -
     extents, dropped = Extents.from_pairs(*columns(pairs), PAGE, last_wins=last_wins)
     check(extents, naive(pairs, last_wins=last_wins))
     assert dropped == len(pairs) - len({pfn for pfn, _ in pairs})
+
+
+@pytest.mark.parametrize("last_wins", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_many_pieces_over_one_another(seed: int, *, last_wins: bool) -> None:
+    dice = random.Random(seed)
+    pieces = [(dice.randrange(-9, 300), dice.randrange(1, 30), dice.randrange(60)) for _ in range(40)]
+    pairs = [(pfn + at, (place + at) * PAGE) for pfn, count, place in pieces for at in range(count)]
+    if seed % 2:
+        dice.shuffle(pairs)
+    extents, dropped = Extents.from_pairs(*columns(pairs), PAGE, last_wins=last_wins)
+    expected = naive(pairs, last_wins=last_wins)
+    check(extents, expected)
+    assert dropped == sum(pfn >= 0 for pfn, _ in pairs) - len(expected)
 
 
 @pytest.mark.parametrize("last_wins", [True, False])

@@ -159,16 +159,25 @@ def p2m_of(mfns: dict[int, int]) -> P2M:
 @example(pieces=[(3, 1, 0), (0, 10, 1)])
 @example(pieces=[(0, 12, 0), (2, 3, 1), (4, 12, 1), (4, 1, 0)])
 def test_the_way_back_where_pfns_share_frames(pieces: list[tuple[int, int, int]]) -> None:
-    mfns = shared(pieces)
+    check_way_back(shared(pieces))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_way_back_of_larger_maps(seed: int) -> None:
+    dice = random.Random(seed)
+    check_way_back(shared([(dice.randrange(300), dice.randrange(1, 40), dice.randrange(3)) for _ in range(40)]))
+
+
+def check_way_back(mfns: dict[int, int]) -> None:
     p2m = p2m_of(mfns)
     owners: dict[int, set[int]] = {}
     for pfn, mfn in mfns.items():
         owners.setdefault(mfn, set()).add(pfn)
-    asked = ints([-1, *range(50), 1 << 60])
+    asked = ints([-1, *range(400), 1 << 60])
     for mfn, pfn in zip(asked.tolist(), p2m.pfn(asked).tolist(), strict=True):
         assert pfn in owners.get(mfn, {-1})
     assert p2m.aliases == len(mfns) - len(owners)
-    assert p2m.frames().select(0, 99).tolist() == sorted(owners)
+    assert p2m.frames().select(0, 999).tolist() == sorted(owners)
     # Asked again, the answer is the same.
     assert p2m.pfn(asked).tolist() == p2m_of(mfns).pfn(asked).tolist()
 

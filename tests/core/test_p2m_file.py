@@ -74,7 +74,7 @@ KINDS: dict[str, tuple[MapKind, bytes]] = {
     "text": ("text", builder.text(LISTED)),
     "text, decimal": ("text", builder.text(LISTED, style="dec", separator="\t")),
     "text, commas": ("text", builder.text(LISTED, separator=", ", newline="\r\n")),
-    "text, comments": ("text", builder.text(LISTED, comments=["# a map", "", "   # of t3 – größer", "\t"])),
+    "text, comments": ("text", builder.text(LISTED, comments=["# a map", "", "   # of t3: größer", "\t"])),
     "text, none": ("text", builder.text(LISTED) + b"4 -\n7 none\n0x13 -"),
     "text, shuffled": ("text", builder.text(LISTED[::-1])),
     "text, repeated": ("text", builder.text([*LISTED, (0, 0x999), (8, 7)])),
@@ -233,7 +233,7 @@ def test_what_is_no_map(tmp_path: Path, name: str) -> None:
 def test_what_is_no_file(tmp_path: Path, make: str) -> None:
     path = tmp_path / "map"
     path.mkdir() if make == "folder" else os.mkfifo(path)
-    with pytest.raises(MapError, match="is a (directory|pipe), not a file"):
+    with pytest.raises(MapError, match=r"is a (directory|pipe), not a file"):
         read_map(path)
     with pytest.raises(FileNotFoundError):
         read_map(tmp_path / "missing")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dumpxlate.bitmap import PageBitmap
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.extents import Extents
+from dumpxlate.joined import TailedSource
 from dumpxlate.p2m import P2M
 from dumpxlate.pages import (
     CodecId,
@@ -26,7 +27,7 @@ from dumpxlate.pages import (
     windows,
 )
 from dumpxlate.pageset import EMPTY, PageRuns
-from dumpxlate.source import BytesSource, TailedSource
+from dumpxlate.source import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +39,7 @@ PAGE = 64
 FILE = random.Random(11).randbytes(PAGE * 40 + 7)
 PLACES = 40
 
-quick = settings(deadline=None, max_examples=120)
+quick = settings(deadline=None, max_examples=60)
 
 
 def ints(values: Iterable[int]) -> Int64s:
@@ -136,11 +137,22 @@ def test_an_indexed_store_is_a_dictionary(
     places: dict[int, int], zero: set[int], excluded: set[int], tail: int, data: st.DataObject
 ) -> None:
     """Stored wins over zero, zero over excluded; the answers are the same over a source with a seam."""
+    check_indexed(places, zero, excluded, tail, data.draw(st.lists(st.integers(-1, 70), max_size=30)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_larger_indexed_store(seed: int) -> None:
+    dice = random.Random(seed)
+    places = {pfn: dice.randrange(PLACES) * PAGE + 3 for pfn in dice.sample(range(60), 30)}
+    zero, excluded = (set(dice.sample(range(61), 25)) for _ in range(2))
+    check_indexed(places, zero, excluded, dice.randrange(PLACES), [dice.randrange(-1, 70) for _ in range(80)])
+
+
+def check_indexed(places: dict[int, int], zero: set[int], excluded: set[int], tail: int, asked: list[int]) -> None:
     source = TailedSource(BytesSource(FILE[: tail * PAGE]), FILE[tail * PAGE :])
     store = IndexedStore(source, PAGE, extents_of(places), zero=page_set(zero), excluded=page_set(excluded))
     assert store.stored.select(0, 99).tolist() == sorted(places.keys() | zero)
     assert store.ram.select(0, 99).tolist() == sorted(places.keys() | zero | excluded)
-    asked = data.draw(st.lists(st.integers(-1, 70), max_size=30))
     table = store.locate(ints(asked))
     assert table.pfn.tolist() == asked
     expected = [
@@ -173,7 +185,9 @@ def test_a_store_asks_nothing_of_the_source_before_a_page_is_wanted() -> None:
 
 def test_sets_may_be_bitmaps() -> None:
     zero = PageBitmap.from_bytes(b"\x0c")
-    store = IndexedStore(BytesSource(FILE), PAGE, extents_of({1: 0}), zero=zero, excluded=PageBitmap.from_bytes(b"\xf0"))
+    store = IndexedStore(
+        BytesSource(FILE), PAGE, extents_of({1: 0}), zero=zero, excluded=PageBitmap.from_bytes(b"\xf0")
+    )
     assert store.ram.select(0, 99).tolist() == list(range(1, 8))
     assert store.stored.select(0, 99).tolist() == [1, 2, 3]
 
@@ -213,6 +227,18 @@ def test_a_remapped_store_is_two_dictionaries(
     mfns: dict[int, int], held: set[int], zero: set[int], data: st.DataObject
 ) -> None:
     """Several pfns may share a frame, and frames may be missing on either side."""
+    check_remapped(mfns, held, zero, data.draw(st.lists(st.integers(-1, 60), max_size=30)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_larger_remapped_store(seed: int) -> None:
+    dice = random.Random(seed)
+    mfns = {pfn: dice.randrange(1, 60) for pfn in dice.sample(range(50), 40)}
+    asked = [dice.randrange(-1, 60) for _ in range(60)]
+    check_remapped(mfns, set(dice.sample(range(70), PLACES)), set(dice.sample(range(70), 20)), asked)
+
+
+def check_remapped(mfns: dict[int, int], held: set[int], zero: set[int], asked: list[int]) -> None:
     places = {mfn: at * PAGE for at, mfn in enumerate(sorted(held))}
     inner = IndexedStore(BytesSource(FILE), PAGE, extents_of(places), zero=page_set(zero))
     p2m = P2M.from_pairs(ints(mfns), ints(mfns.values()))
@@ -221,7 +247,6 @@ def test_a_remapped_store_is_two_dictionaries(
     assert store.page_size == PAGE
     assert store.ram.select(0, 99).tolist() == sorted(mfns)
     assert store.stored.select(0, 99).tolist() == sorted(pfn for pfn, mfn in mfns.items() if mfn in known)
-    asked = data.draw(st.lists(st.integers(-1, 60), max_size=30))
     batch = store.fetch(store.locate(ints(asked)))
     assert batch.table.pfn.tolist() == asked
     frames = [mfns.get(pfn) for pfn in asked]
@@ -285,9 +310,7 @@ def test_windows_cover_every_rank_once(count: int, size: int) -> None:
     start=st.integers(0, 310),
     stop=st.none() | st.integers(0, 400),
 )
-def test_batches_bring_every_page_once(
-    pfns: set[int], zero: set[int], size: int, start: int, stop: int | None
-) -> None:
+def test_batches_bring_every_page_once(pfns: set[int], zero: set[int], size: int, start: int, stop: int | None) -> None:
     places = {pfn: at * PAGE for at, pfn in enumerate(sorted(pfns))}
     store = IndexedStore(BytesSource(FILE), PAGE, extents_of(places), zero=page_set(zero), excluded=page_set([301]))
     end = 400 if stop is None else stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 TOP = 1 << 52
 STOP = 700  # universe of the small sets: more than one block of a bitmap, no multiple of 8
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(deadline=None, max_examples=40)
 small_runs = st.lists(st.tuples(st.integers(0, STOP - 1), st.integers(0, 90)), max_size=12)
 huge_runs = st.lists(
     st.tuples(
@@ -75,17 +76,7 @@ def as_pairs(pages: PageSet) -> list[tuple[int, int]]:
     return list(zip(start.tolist(), count.tolist(), strict=True))
 
 
-every_kind = pytest.mark.parametrize("make", [page_runs, page_bitmap, packed])
-
-
-@every_kind
-@quick
-@given(pairs=small_runs)
-@example(pairs=[])
-@example(pairs=[(0, STOP)])
-@example(pairs=[(63, 2), (127, 1), (511, 2)])
-def test_a_page_set_is_a_set(make: Callable[[list[tuple[int, int]]], PageSet], pairs: list[tuple[int, int]]) -> None:
-    pages, expected = make(pairs), members(pairs)
+def check_set(pages: PageSet, expected: set[int]) -> None:
     ordered = sorted(expected)
     assert pages.count == len(expected)
     assert pages.stop == max(expected, default=-1) + 1
@@ -98,6 +89,35 @@ def test_a_page_set_is_a_set(make: Callable[[list[tuple[int, int]]], PageSet], p
     assert pages.rank(asked).dtype == np.int64
     assert pages.select(0, len(expected)).tolist() == ordered
     assert pages.rank(pages.select(0, len(expected))).tolist() == list(range(len(expected)))
+
+
+every_kind = pytest.mark.parametrize("make", [page_runs, page_bitmap, packed])
+
+
+@every_kind
+@quick
+@given(pairs=small_runs)
+@example(pairs=[])
+@example(pairs=[(0, STOP)])
+@example(pairs=[(63, 2), (127, 1), (511, 2)])
+def test_a_page_set_is_a_set(make: Callable[[list[tuple[int, int]]], PageSet], pairs: list[tuple[int, int]]) -> None:
+    check_set(make(pairs), members(pairs))
+
+
+def scattered(seed: int, count: int) -> list[tuple[int, int]]:
+    """More runs than hypothesis likes to draw."""
+    dice = random.Random(seed)
+    return [(dice.randrange(STOP), dice.randrange(1, 2000 // count)) for _ in range(count)]
+
+
+@every_kind
+@pytest.mark.parametrize("count", [10, 40, 150])
+def test_a_larger_set(make: Callable[[list[tuple[int, int]]], PageSet], count: int) -> None:
+    pairs = scattered(count, count)
+    pages, ordered = make(pairs), sorted(members(pairs))
+    check_set(pages, set(ordered))
+    for first, last in [(0, 5), (17, 90), (len(ordered) // 2, len(ordered) - 1), (len(ordered) - 3, len(ordered) + 9)]:
+        assert pages.select(first, last).tolist() == ordered[first:last]
 
 
 @every_kind
@@ -130,6 +150,26 @@ def test_mask(
 @quick
 @given(a=small_runs, b=small_runs)
 def test_algebra(
+    left: Callable[[list[tuple[int, int]]], PageSet],
+    right: Callable[[list[tuple[int, int]]], PageSet],
+    a: list[tuple[int, int]],
+    b: list[tuple[int, int]],
+) -> None:
+    check_algebra(left, right, a, b)
+
+
+@pytest.mark.parametrize("left", [page_runs, page_bitmap])
+@pytest.mark.parametrize("right", [page_runs, page_bitmap])
+@pytest.mark.parametrize("count", [10, 40, 150])
+def test_algebra_of_larger_sets(
+    left: Callable[[list[tuple[int, int]]], PageSet],
+    right: Callable[[list[tuple[int, int]]], PageSet],
+    count: int,
+) -> None:
+    check_algebra(left, right, scattered(count, count), scattered(count + 1, count))
+
+
+def check_algebra(
     left: Callable[[list[tuple[int, int]]], PageSet],
     right: Callable[[list[tuple[int, int]]], PageSet],
     a: list[tuple[int, int]],

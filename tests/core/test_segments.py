@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from dumpxlate import segments
 from dumpxlate.errors import TruncatedDumpError, UnsupportedFeatureError
+from dumpxlate.joined import TailedSource
 from dumpxlate.pages import IndexedStore, PageState
 from dumpxlate.segments import index_segments
-from dumpxlate.source import BytesSource, TailedSource
+from dumpxlate.source import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +29,7 @@ FILE = random.Random(3).randbytes(400)
 Range = tuple[int, int, int]
 """start, length, offset"""
 
-quick = settings(deadline=None, max_examples=250)
+quick = settings(deadline=None, max_examples=120)
 ranges_of = st.lists(
     st.tuples(st.integers(0, 300), st.integers(0, 120), st.integers(0, 280)), max_size=9
 ) | st.lists(  # aligned ones, which often continue each other
@@ -48,7 +49,7 @@ def index(ranges: list[Range], *, page_size: int = PAGE, file: bytes = FILE) -> 
     return index_segments(BytesSource(file), *columns, page_size)
 
 
-def naive(ranges: list[Range], page_size: int) -> tuple[dict[int, bytes], dict[int, set[int]], int]:
+def naive(ranges: list[Range], page_size: int) -> tuple[dict[int, bytes], dict[int, set[int | None]], int]:
     """Content of each page, the file offset that each of its bytes implies for the page's start, repeated bytes."""
     memory: dict[int, int] = {}
     repeated = 0
@@ -57,14 +58,14 @@ def naive(ranges: list[Range], page_size: int) -> tuple[dict[int, bytes], dict[i
             repeated += start + at in memory
             memory.setdefault(start + at, offset + at)
     pages: dict[int, bytearray] = {}
-    origins: dict[int, set[int]] = {}
+    origins: dict[int, set[int | None]] = {}
     for address, offset in memory.items():
         pfn, at = divmod(address, page_size)
         pages.setdefault(pfn, bytearray(page_size))[at] = FILE[offset]
         origins.setdefault(pfn, set()).add(offset - at)
     partial = {pfn for pfn in pages if not all(pfn * page_size + at in memory for at in range(page_size))}
     for pfn in partial:
-        origins[pfn].add(-1)
+        origins[pfn].add(None)
     return {pfn: bytes(page) for pfn, page in pages.items()}, origins, repeated
 
 
@@ -82,12 +83,25 @@ def pages_of(found: SegmentIndex, pfns: list[int], page_size: int) -> dict[int, 
 @given(ranges=ranges_of)
 @example(ranges=[])
 @example(ranges=[(0, 0, 5)])
+@example(ranges=[(1, 1, 0)])
 @example(ranges=[(3, 4, 0), (9, 4, 20), (5, 2, 50)])
 @example(ranges=[(0, 100, 0), (20, 10, 200), (90, 30, 300)])
 @example(ranges=[(20, 10, 200), (0, 100, 0)])
 @example(ranges=[(0, 7, 0), (7, 9, 7)])
 @example(ranges=[(0, 7, 0), (7, 9, 100)])
 def test_every_byte_is_where_it_belongs(ranges: list[Range], page_size: int) -> None:
+    check(ranges, page_size)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_many_ranges_over_one_another(seed: int) -> None:
+    dice = random.Random(seed)
+    most = [20, 60, 150][seed % 3]
+    ranges = [(dice.randrange(500), dice.randrange(most), dice.randrange(len(FILE) - most)) for _ in range(30)]
+    check(ranges, [8, PAGE][seed % 2])
+
+
+def check(ranges: list[Range], page_size: int) -> None:
     found = index(ranges, page_size=page_size)
     pages, origins, repeated = naive(ranges, page_size)
     assert pages_of(found, sorted(pages), page_size) == pages

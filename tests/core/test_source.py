@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from dumpxlate import source as module
 from dumpxlate.errors import TruncatedDumpError, UnknownFormatError
-from dumpxlate.source import BytesSource, MappedFile, PreadFile, TailedSource, open_source
+from dumpxlate.joined import ConcatenatedSource, TailedSource
+from dumpxlate.source import BytesSource, MappedFile, PreadFile, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +65,25 @@ def tailed_read(path: Path) -> Source:
     return TailedSource(read(path), DATA[6000:])
 
 
-@pytest.fixture(params=[mapped, read, plain, tailed, tailed_read])
+def joined(path: Path) -> Source:
+    """Parts with seams at 0, 4096, 6000 (with an empty part between) and 6001."""
+    edges = [0, 0, 4096, 6000, 6000, 6001, SIZE]
+    return ConcatenatedSource([BytesSource(DATA[low:high], str(path)) for low, high in pairwise(edges)])
+
+
+def joined_read(path: Path) -> Source:
+    parts = []
+    for number, piece in enumerate((DATA[:4096], DATA[4096:6000], DATA[6000:])):
+        part = path.with_name(f"{path.name}{number or ''}")
+        part.write_bytes(piece)
+        parts.append(read(part) if number % 2 else mapped(part))
+    return ConcatenatedSource(parts)
+
+
+KINDS = [mapped, read, plain, tailed, tailed_read, joined, joined_read]
+
+
+@pytest.fixture(params=KINDS)
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Source]:
     path = tmp_path / "data"
     path.write_bytes(DATA)
@@ -121,7 +141,7 @@ def gathered(source: Source, ranges: list[tuple[int, int]]) -> None:
             assert at + length > len(body)
 
 
-@pytest.mark.parametrize("kind", [mapped, read, plain, tailed, tailed_read])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gather_is_slices(tmp_path_factory: pytest.TempPathFactory, kind: Callable[[Path], Source]) -> None:
     path = tmp_path_factory.mktemp("gather") / "data"
     path.write_bytes(DATA)
@@ -144,9 +164,30 @@ def test_gather_is_slices(tmp_path_factory: pytest.TempPathFactory, kind: Callab
             gathered(source, ranges)
 
         check()
+        dice = random.Random(6)
+        for count in (5, 30, 200):
+            gathered(source, [(dice.randrange(SIZE), dice.choice([1, 64, 1000])) for _ in range(count)])
+            gathered(source, sorted((dice.randrange(80) * 64, 64) for _ in range(count)))
 
 
-@pytest.mark.parametrize("kind", [read, tailed, tailed_read])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (mapped, [-1, 0, 5999, 6000]),
+        (read, [-1, 0, 5999, 6000]),
+        (plain, [-1, 0, 5999, 6000]),
+        (tailed, [-1, 0, 5999, -1]),
+        (joined, [-1] * 4),
+    ],
+)
+def test_where_in_the_file_bytes_are(tmp_path: Path, kind: Callable[[Path], Source], expected: list[int]) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    with contextlib.closing(kind(path)) as source:
+        assert source.place(ints([-1, 0, 5999, 6000])).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [mapped, read, tailed, tailed_read, joined, joined_read])
 def test_a_negative_size_brings_nothing(tmp_path: Path, kind: Callable[[Path], Source]) -> None:
     """An unsigned size of a hostile file, cut to 32 bits."""
     path = tmp_path / "data"
@@ -158,7 +199,11 @@ def test_a_negative_size_brings_nothing(tmp_path: Path, kind: Callable[[Path], S
         assert moved[[0, 2]].tolist() == [16, 16]
 
 
-def test_gather_reads_neighbours_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [mapped, read])
+def test_gather_reads_neighbours_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[Path], Source]
+) -> None:
+    """In the order of the file, whatever the order asked for, into the order asked for."""
     path = tmp_path / "data"
     path.write_bytes(DATA)
     calls: list[tuple[int, int]] = []
@@ -168,10 +213,10 @@ def test_gather_reads_neighbours_in_one_go(tmp_path: Path, monkeypatch: pytest.M
         calls.append((offset, len(buffers[0])))
         return preadv(fd, buffers, offset)
 
-    with contextlib.closing(read(path)) as source:
+    with contextlib.closing(kind(path)) as source:
         monkeypatch.setattr(module.os, "preadv", spy)
-        gathered(source, [(4096, 4096), (0, 4096), (9000, 10), (9005, 20), (9001, 2), (0, 16)])
-    assert calls == [(0, 8192), (9000, 25)]
+        gathered(source, [(9000, 10), (9010, 7), (-1, 0), (0, 4096), (SIZE, 5), (4096, 64), (5000, 7)])
+    assert calls == [(0, 4096 + 64), (5000, 7), (9000, 17)]
 
 
 def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,28 +229,26 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         gathered(source, [(50, 64), (5000, 64), (5064, 7)])
 
 
-def test_a_file_that_shrinks_meanwhile(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [mapped, read])
+def test_a_file_that_shrinks_meanwhile(tmp_path: Path, kind: Callable[[Path], Source]) -> None:
+    """An error of ours, where pages of a mapping would be a SIGBUS."""
     path = tmp_path / "data"
     path.write_bytes(DATA)
-    with contextlib.closing(read(path)) as source:
+    with contextlib.closing(kind(path)) as source:
         os.truncate(path, 4000)
         with pytest.raises(TruncatedDumpError) as caught:
-            source.view(3900, 200)
+            source.gather(ints([3900, 100]), sizes([200, 8]))
         assert (caught.value.wanted, caught.value.available) == (200, 100)
+        assert caught.value.path == str(path)
 
 
-def test_gather_from_a_mapping_copies_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_of_a_mapping_copy_nothing(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(DATA)
     with contextlib.closing(mapped(path)) as source:
-        # As little as this makes each call give the mapping back; the bytes must come again.
-        monkeypatch.setattr(module, "_RESIDENT", 1)
-        body, moved = source.gather(ints([0, 4096]), sizes([4096, 4096]))
-        before = bytes(body[:100])
-        source.gather(ints([0, 4096]), sizes([4096, 4096]))
-        assert before == bytes(body[:100]) == DATA[:100]
-        assert moved.tolist() == [0, 4096]
-        del body
+        one, other = np.frombuffer(source.view(0, 100), np.uint8), np.frombuffer(source.view(), np.uint8)
+        assert np.shares_memory(one, other)
+        del one, other
 
 
 def rss_of(path: Path) -> int:
@@ -221,24 +264,106 @@ def rss_of(path: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
-def test_what_was_read_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_viewed_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table as large as memory is read through a mapping while pages are gathered."""
     path = tmp_path / "large"
-    path.write_bytes(bytes(8 << 20))
-    monkeypatch.setattr(module, "_RESIDENT", 2 << 20)
+    path.write_bytes(DATA * 800)
+    monkeypatch.setattr(module, "_RELEASE_EVERY", 4)
     with contextlib.closing(mapped(path)) as source:
-        most = 0
-        for at in range(0, 8 << 20, 1 << 18):
-            body, moved = source.gather(ints([at]), sizes([1 << 18]))
-            assert not np.frombuffer(body, np.uint8, 1 << 18, int(moved[0])).any()
-            most = max(most, rss_of(path))
-            del body
-    assert 0 < most < 5 << 20
+        rows = np.frombuffer(source.view(), np.uint8)
+        before = int(rows.sum())
+        assert rss_of(path) > 4 << 20
+        for _ in range(4):
+            gathered(source, [(0, 64)])
+        assert rss_of(path) < 1 << 20
+        assert int(rows.sum()) == before
+        del rows
+
+
+holes_of = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(pieces=holes_of, rest=st.integers(0, 5000))
+@example(pieces=[], rest=4096)
+@example(pieces=[(0, 60)], rest=0)
+@example(pieces=[(59, 1)], rest=5)
+def test_holes_are_known_to_be_zero(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, int]], rest: int
+) -> None:
+    """Whatever the file system says, nothing but zeros lies outside, and on one with holes most of them are seen."""
+    path = tmp_path_factory.getbasetemp() / "sparse"
+    block = 1 << 16
+    with path.open("wb") as file:
+        for first, count in pieces:
+            file.seek(first * block)
+            file.write(b"\xee" * count * block)
+        file.truncate(80 * block + rest + 1)
+    for kind in (mapped, read):
+        with contextlib.closing(kind(path)) as source:
+            start, length = source.data_runs()
+            assert start.dtype == length.dtype == np.int64
+            assert (length > 0).all()
+            assert (start[1:] > (start + length)[:-1]).all()
+            covered = np.zeros(source.size, bool)
+            for low, count in zip(start.tolist(), length.tolist(), strict=True):
+                assert 0 <= low < low + count <= source.size
+                covered[low : low + count] = True
+            assert not np.frombuffer(path.read_bytes(), np.uint8)[~covered].any()
+    path.unlink()
+
+
+def test_a_sparse_file_has_no_data(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    if path.stat().st_blocks:
+        pytest.skip("the file system has no holes")
+    with open_source(path) as source:
+        assert source.size == 1 << 40
+        assert [column.tolist() for column in source.data_runs()] == [[], []]
+
+
+@pytest.mark.parametrize("error", [22, 5])
+def test_a_file_system_that_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+
+    def refuse(*args: object) -> None:
+        raise OSError(error, "x")
+
+    with open_source(path) as source:
+        monkeypatch.setattr(module.os, "lseek", refuse)
+        assert [column.tolist() for column in source.data_runs()] == [[0], [SIZE]]
+
+
+def test_a_file_that_shrinks_between_two_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(DATA)
+    answers = iter([0])
+
+    def answer(*args: object) -> int:
+        for at in answers:
+            return at
+        raise OSError(6, "No such device or address")
+
+    with open_source(path) as source:
+        monkeypatch.setattr(module.os, "lseek", answer)
+        start, length = source.data_runs()
+        assert len(start) == len(length)
+
+
+@pytest.mark.parametrize("kind", [plain, tailed, joined])
+def test_other_sources_know_of_no_holes(tmp_path: Path, kind: Callable[[Path], Source]) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(SIZE))
+    assert [column.tolist() for column in kind(path).data_runs()] == [[0], [SIZE]]
 
 
 def test_close_is_allowed_twice_and_while_views_live(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(DATA)
-    before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else set()
+    before = set(Path("/proc/self/fd").iterdir()) if Path("/proc/self/fd").exists() else set()
     for kind in (mapped, read, plain, tailed):
         source = kind(path)
         view = source.view(10, 20)
@@ -249,7 +374,7 @@ def test_close_is_allowed_twice_and_while_views_live(tmp_path: Path) -> None:
         assert rows[9] == DATA[9]
         del view, rows, source
     if before:
-        assert set(os.listdir("/proc/self/fd")) <= before
+        assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
 def test_with_blocks_close(tmp_path: Path) -> None:
@@ -262,11 +387,16 @@ def test_with_blocks_close(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [mapped, read])
-def test_closed_tail_closes_the_file(tmp_path: Path, make: Callable[[Path], Source]) -> None:
+@pytest.mark.parametrize(
+    "wrap", [lambda inner: TailedSource(inner, b"tail"), lambda inner: ConcatenatedSource([inner])]
+)
+def test_what_is_around_a_file_closes_it(
+    tmp_path: Path, make: Callable[[Path], Source], wrap: Callable[[Source], Source]
+) -> None:
     path = tmp_path / "data"
     path.write_bytes(DATA)
     inner = make(path)
-    TailedSource(inner, b"tail").close()
+    wrap(inner).close()
     with pytest.raises((ValueError, OSError)):
         inner.view(0, 4)
 
