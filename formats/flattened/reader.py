@@ -1,0 +1,164 @@
+"""Indexes the records of a flattened file: one pass over their headers, no byte copied."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
+from dumpxlate.extents import Extents, first_wins
+from dumpxlate.formats.flattened.layout import (
+    END_FLAG_FLAT_HEADER,
+    MAX_OFFSET,
+    MAX_SIZE_MDF_HEADER,
+    SIGNATURE,
+    TYPE_FLAT_HEADER,
+    VERSION_FLAT_HEADER,
+    MakedumpfileDataHeader,
+    MakedumpfileHeader,
+)
+from dumpxlate.spliced import SplicedSource
+from dumpxlate.structs import parse, size_of
+
+if TYPE_CHECKING:
+    from dumpxlate.arrays import Int64s
+    from dumpxlate.source import Source
+
+__all__ = ["open_flattened"]
+
+_HEAD = size_of(MakedumpfileDataHeader)
+_SIZE_AT = 8
+_SIZE = struct.Struct(">q")
+_WINDOW = 256 << 10
+"""Bytes of the stream that are brought at once: reading over short records costs less than a call for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """The records of a stream, in its order.
+
+    Attributes:
+        offset: where the bytes of each belong in the file inside.
+        at: where they are in the stream.
+        size: how many there are, which may be fewer than the last record promises.
+        complaint: what is wrong behind them.
+    """
+
+    offset: Int64s
+    at: Int64s
+    size: Int64s
+    complaint: str | None
+
+
+def open_flattened(source: Source) -> SplicedSource:
+    """Give the file inside a flattened one.
+
+    Raises:
+        UnsupportedFeatureError: another type or version of the container.
+        CorruptDumpError: there is no usable record, or another flattened file inside.
+    """
+    _check_header(source)
+    records = _records(source)
+    if not len(records.offset):
+        raise CorruptDumpError(
+            records.complaint or "ends before the first record", offset=MAX_SIZE_MDF_HEADER, what="flattened records"
+        )
+    size = int((records.offset + records.size).max())
+    # The last record wins: as if all were written one after the other.
+    pieces = Extents(*first_wins(records.offset[::-1], records.size[::-1], records.at[::-1]))
+    inner = SplicedSource(source, pieces, size, records.complaint)
+    if size >= len(SIGNATURE) and inner.view(0, len(SIGNATURE)) == SIGNATURE:
+        raise CorruptDumpError("holds another flattened file: no tool writes that", what="flattened records")
+    return inner
+
+
+def _check_header(source: Source) -> None:
+    body = source.view(0, min(source.size, MAX_SIZE_MDF_HEADER))
+    header = parse(MakedumpfileHeader, body, 0, ">", what="flattened header")
+    if (header.type, header.version) != (TYPE_FLAT_HEADER, VERSION_FLAT_HEADER):
+        raise UnsupportedFeatureError(
+            f"flattened header: type {header.type}, version {header.version}: expected "
+            f"{TYPE_FLAT_HEADER} and {VERSION_FLAT_HEADER}",
+            format="flattened",
+            feature="version",
+        )
+    if source.size < MAX_SIZE_MDF_HEADER:
+        raise TruncatedDumpError("flattened header", offset=0, wanted=MAX_SIZE_MDF_HEADER, available=source.size)
+
+
+def _records(source: Source) -> _Records:
+    """Walk over the record headers; a broken one ends the walk, since nothing tells where the next would be."""
+    found = array("q")
+    offsets: list[Int64s] = []
+    at, ended = MAX_SIZE_MDF_HEADER, False
+    while not ended and at + _HEAD <= source.size:
+        length = min(_WINDOW, source.size - at)
+        body, moved = source.gather(np.array([at]), np.array([length], np.int32))
+        shift, known = int(moved[0]) - at, len(found)
+        at, ended = _walk(body, shift, at, at + length - _HEAD, found)
+        offsets.append(_words_at(body, np.array(found[known:], np.int64) + shift))
+    start = np.array(found, np.int64)
+    offset = np.concatenate([np.empty(0, np.int64), *offsets])
+    size = np.diff(start, append=min(at, _FAR)) - _HEAD
+    return _usable(source, offset, start + _HEAD, size, _ending(source, at) if ended else _CUT)
+
+
+_FAR = 1 << 62
+_CUT = "truncated: the end marker of the flattened file is missing"
+
+
+def _walk(body: memoryview, shift: int, at: int, last: int, found: array[int]) -> tuple[int, bool]:
+    """Note where records begin, until one begins behind ``last`` or has no size; gives that place, and whether."""
+    read, note = _SIZE.unpack_from, found.append
+    shift += _SIZE_AT
+    while at <= last:
+        (size,) = read(body, at + shift)
+        if size <= 0:
+            return at, True
+        note(at)
+        at += size + _HEAD
+    return at, False
+
+
+def _words_at(body: memoryview, at: Int64s) -> Int64s:
+    """Read the big-endian words at any places of a body."""
+    if not len(at):
+        return at
+    words = np.ndarray((len(body) - 7,), ">i8", body, 0, (1,))
+    return words[at].astype(np.int64)
+
+
+def _ending(source: Source, at: int) -> str | None:
+    """Say what is wrong with the record without a size that ends the stream; nothing for the end marker."""
+    header = parse(MakedumpfileDataHeader, source.view(at, _HEAD), 0, ">")
+    return None if header.offset == header.buf_size == END_FLAG_FLAT_HEADER else _bad(source, at)
+
+
+def _bad(source: Source, at: int) -> str:
+    header = parse(MakedumpfileDataHeader, source.view(at, _HEAD), 0, ">")
+    return (
+        f"flattened record at {at:#x}: offset {header.offset:#x}, size {header.buf_size:#x}: expected an offset from "
+        f"0 to {MAX_OFFSET:#x} and a positive size; what follows is left out"
+    )
+
+
+def _usable(source: Source, offset: Int64s, at: Int64s, size: Int64s, complaint: str | None) -> _Records:
+    """Keep the records before the first that cannot be right, and of the last one what is there."""
+    wrong = (offset < 0) | (offset > MAX_OFFSET) | (size > MAX_OFFSET - offset)
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        complaint = _bad(source, int(at[first]) - _HEAD)
+        offset, at, size = offset[:first], at[:first], size[:first]
+    there = source.size - at
+    if len(size) and size[-1] > there[-1]:
+        complaint = (
+            f"truncated: flattened record at {int(at[-1]) - _HEAD:#x} has {int(size[-1]):,} bytes, "
+            f"{int(there[-1]):,} of them are there; what follows is missing"
+        )
+    size = np.minimum(size, there)
+    used = size > 0
+    return _Records(offset[used], at[used], size[used], complaint)
