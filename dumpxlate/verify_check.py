@@ -1,0 +1,241 @@
+"""Checks one dump against itself: every page is located, brought and decoded, and nothing is written.
+
+Pages are counted as a conversion to raw pages counts them, so that a check predicts what ``convert --salvage
+--bad-pages skip`` leaves out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dumpxlate.arrays import runs
+from dumpxlate.codecs import batch as batches
+from dumpxlate.codecs.workers import default_threads, keep_buffers, ordered_map
+from dumpxlate.pages import CodecId, DeferredStore, PageState, PageTable, RemappedStore, windows
+from dumpxlate.progress import Meter, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dumpxlate.arrays import Int64s, UInt8s
+    from dumpxlate.dump import Dump
+    from dumpxlate.pages import MapFit, PageStore
+
+__all__ = ["BadRun", "CheckReport", "check"]
+
+_STORED, _BAD, _EXCLUDED = int(PageState.STORED), int(PageState.BAD), int(PageState.EXCLUDED)
+_NO_ENTRY = 255
+
+_REASONS = {
+    _NO_ENTRY: "their entries in the index make no sense",
+    int(CodecId.RAW): "their bytes are not in the file, or do not unpack",
+} | {int(codec): f"do not decode ({codec.name.lower()})" for codec in CodecId if codec is not CodecId.RAW}
+
+
+@dataclass(frozen=True, slots=True)
+class BadRun:
+    """Pages that follow each other and are bad for the same reason.
+
+    Attributes:
+        start: first frame.
+        count: pages.
+        offset: where in the file the first one should be; -1 if that is not known.
+        reason: what is wrong with them.
+    """
+
+    start: int
+    count: int
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        ram: pages of RAM that the dump knows of.
+        pages: those of them by state: stored, zero (whether they have bytes or not), excluded, bad.
+        codecs: pages that have bytes, by codec.
+        page_size: bytes a page.
+        bad: the first runs of bad pages.
+        bad_runs: how many there are.
+        overlapping: pages whose bytes are also part of another page's, near in memory, but not the same ones.
+        repeated: pages of which the file has further copies, which do not count.
+        damage: what the reader says is missing or broken.
+        remarks: oddities that it tolerated.
+        fit: how the p2m map and the dump fit, where one was given.
+        seconds: from the first page to the last.
+    """
+
+    ram: int = 0
+    pages: Mapping[str, int] = field(default_factory=dict)
+    codecs: Mapping[str, int] = field(default_factory=dict)
+    page_size: int = 0
+    bad: tuple[BadRun, ...] = ()
+    bad_runs: int = 0
+    overlapping: int = 0
+    repeated: int = 0
+    damage: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    fit: MapFit | None = None
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        fits = self.fit is None or self.fit.fits
+        return fits and not (self.damage or self.bad_runs or self.overlapping)
+
+
+def check(
+    dump: Dump,
+    *,
+    first: int = 20,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> CheckReport:
+    """Check a dump: what its reader reports, and whether every page decodes.
+
+    Args:
+        dump: what to check.
+        first: runs of bad pages that are listed.
+        threads: workers; 0 does all in this thread, None takes one for each processor, up to 8.
+        progress: called after each batch.
+
+    Raises:
+        CorruptDumpError: its index cannot be read.
+        MissingCodecError: the library of a codec is not installed.
+    """
+    keep_buffers()
+    walk = _Walk(dump.pages)
+    stored, size = dump.pages.stored, dump.pages.page_size
+    meter = Meter("check", stored.count * size, progress)
+    found = _Found(first)
+    threads = default_threads() if threads is None else threads
+    with contextlib.closing(ordered_map(walk.look, windows(stored, size), threads=threads)) as parts:
+        for part in parts:
+            found.add(part)
+            meter.add(part.pages * size)
+    found.states[_EXCLUDED] += dump.pages.ram.count - stored.count
+    inner = dump.pages.loaded if isinstance(dump.pages, DeferredStore) else dump.pages
+    wanted = (PageState.STORED, PageState.ZERO, PageState.EXCLUDED, PageState.BAD)
+    return CheckReport(
+        ram=dump.pages.ram.count,
+        pages={state.name.lower(): int(found.states[state]) for state in wanted},
+        codecs={codec.name.lower(): int(found.codecs[codec]) for codec in CodecId if found.codecs[codec]},
+        page_size=size,
+        bad=tuple(found.bad),
+        bad_runs=found.bad_runs,
+        overlapping=found.overlapping,
+        repeated=getattr(inner, "repeated", 0),
+        damage=dump.damage,
+        remarks=dump.remarks,
+        fit=inner.fit() if isinstance(inner, RemappedStore) else None,
+        seconds=meter.seconds,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a window gave.
+
+    Attributes:
+        pages: pages in it.
+        states: pages by state.
+        codecs: pages by codec.
+        overlapping: pages that share some bytes with another.
+        bad: first frame, length, reason and place in the file of each run of bad pages, shape (4, runs).
+    """
+
+    pages: int
+    states: Int64s
+    codecs: Int64s
+    overlapping: int
+    bad: Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """Looks at the pages of a store."""
+
+    store: PageStore
+
+    def look(self, window: tuple[int, int]) -> _Part:
+        """Locate, bring and decode a window of ranks; runs in a worker."""
+        store, size = self.store, self.store.page_size
+        table = store.locate(store.stored.select(*window))
+        state = batches.mark_zero(batches.decode(store.fetch(table), size), size).table.state
+        has_bytes = table.state == _STORED
+        rows = np.flatnonzero(state == _BAD)
+        reason = np.where(has_bytes & (table.codec <= max(CodecId)), table.codec, np.uint8(_NO_ENTRY))
+        return _Part(
+            pages=len(table),
+            states=np.bincount(state, minlength=len(PageState)),
+            codecs=np.bincount(table.codec[has_bytes], minlength=len(CodecId))[: len(CodecId)],
+            overlapping=_overlapping(table),
+            bad=_bad_runs(table.pfn[rows], reason[rows], store.place(table)[rows]),
+        )
+
+
+def _bad_runs(pfn: Int64s, reason: UInt8s, offset: Int64s) -> Int64s:
+    """Join bad pages that follow each other and are bad for the same reason."""
+    why = reason.astype(np.int64)
+    first, count = runs(pfn, why, step=0)
+    return np.stack((pfn[first], count, why[first], offset[first]))
+
+
+def _overlapping(table: PageTable) -> int:
+    """Count pages that begin inside another one's bytes; those that have all bytes in common are shared on purpose."""
+    rows = table.stored()
+    ends = rows.offset + rows.size
+    if (rows.offset[1:] >= ends[:-1]).all():
+        return 0
+    order = np.lexsort((rows.size, rows.offset))
+    offset, ends = rows.offset[order], ends[order]
+    shared = (offset[1:] == offset[:-1]) & (ends[1:] == ends[:-1])
+    inside = offset[1:] < np.maximum.accumulate(ends)[:-1]
+    return int((inside & ~shared).sum())
+
+
+@dataclass(slots=True)
+class _Found:
+    """Adds windows up.
+
+    Attributes:
+        limit: runs of bad pages that are kept.
+    """
+
+    limit: int
+    states: Int64s = field(default_factory=lambda: np.zeros(len(PageState), np.int64))
+    codecs: Int64s = field(default_factory=lambda: np.zeros(len(CodecId), np.int64))
+    overlapping: int = 0
+    bad: list[BadRun] = field(default_factory=list)
+    bad_runs: int = 0
+    _end: tuple[int, int] = (-1, -1)
+
+    def add(self, part: _Part) -> None:
+        """Take the next window."""
+        self.states += part.states
+        self.codecs += part.codecs
+        self.overlapping += part.overlapping
+        if part.bad.size:
+            self._add_bad(part.bad)
+
+    def _add_bad(self, bad: Int64s) -> None:
+        """Take runs of bad pages; the first may continue the last one of the window before."""
+        if self._end == (int(bad[0, 0]), int(bad[2, 0])):
+            if self.bad_runs <= self.limit and self.bad:
+                last = self.bad[-1]
+                self.bad[-1] = BadRun(last.start, last.count + int(bad[1, 0]), last.offset, last.reason)
+            rest = bad[:, 1:]
+        else:
+            rest = bad
+        for start, count, reason, offset in rest[:, : max(self.limit - self.bad_runs, 0)].T.tolist():
+            self.bad.append(BadRun(start, count, offset, _REASONS[reason]))
+        self.bad_runs += rest.shape[1]
+        self._end = int(bad[0, -1] + bad[1, -1]), int(bad[2, -1])
