@@ -62,9 +62,7 @@ def _watch(process: subprocess.Popen[bytes], runs: Runs) -> None:
         time.sleep(_SAMPLE_EVERY)
 
 
-def pair(
-    ours: Sequence[str], peer: Sequence[str], pairs: int, before: Callable[[], None]
-) -> tuple[Runs, Runs]:
+def pair(ours: Sequence[str], peer: Sequence[str], pairs: int, before: Callable[[], None]) -> tuple[Runs, Runs]:
     """Run both in turn, A B A B, after one run of each that does not count."""
     results = Runs(), Runs()
     for turn in range(pairs + 1):
