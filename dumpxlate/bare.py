@@ -29,21 +29,19 @@ def assumed_machine() -> Machine:
     return Machine(arch=by_name("x86_64"), endian="<", page_size=4096)
 
 
-def chosen_pages(dump: Dump, options: WriteOptions, format: str, *refused: str) -> tuple[PageSet, PageSet]:
+def chosen_pages(dump: Dump, options: WriteOptions, format: str) -> tuple[PageSet, PageSet]:
     """Give the RAM that is to be written, and the pages of it that have content.
 
     Args:
         dump: what is to be written.
-        options: what the user asks; ``compress`` and ``part`` are refused.
+        options: what the user asks.
         format: name of the target, for messages.
-        refused: further options that the target has no use for.
 
     Raises:
         MapError: the dump is keyed by machine frames.
-        UnsupportedFeatureError: an option that the format has no use for, or a range without RAM.
+        UnsupportedFeatureError: there is no RAM in the range.
     """
     require_physical(dump, format)
-    options.refuse(format, "compress", "part", *refused)
     pages: PageStore = dump.pages
     if not options.cuts:
         return pages.ram, pages.stored

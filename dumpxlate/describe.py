@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dumpxlate.dump import Space
 from dumpxlate.p2m import DeferredP2M
 from dumpxlate.pages import DeferredStore, RemappedStore
+from dumpxlate.registry import all_formats, all_wrappers, reads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from dumpxlate.pages import MapFit, PageStore
     from dumpxlate.pipeline import Report
 
-__all__ = ["describe_dump", "describe_p2m", "describe_report", "printable"]
+__all__ = ["describe_dump", "describe_formats", "describe_p2m", "describe_report", "printable"]
 
 _INDEX_LIMIT = 1 << 21
 """Index entries that info reads at most: beyond, its time would grow with the dump."""
@@ -179,3 +180,26 @@ def describe_report(report: Report) -> dict[str, Any]:
 
 def _states(counts: Mapping[str, int]) -> dict[str, int]:
     return {state: counts.get(state, 0) for state in ("stored", "zero", "excluded", "bad")}
+
+
+_OPTION_NAMES = {"part": "split"}  # what the command line calls a field of WriteOptions, where it is not the same
+
+
+def describe_formats() -> dict[str, Any]:
+    """Describe the formats and containers (``dumpxlate.formats/1``)."""
+    return {
+        "schema": "dumpxlate.formats/1",
+        "formats": [
+            {
+                "name": each.name,
+                "title": each.title,
+                "reads": reads(each),
+                "writes": each.writes,
+                "codecs": list(each.codecs),
+                "options": [_OPTION_NAMES.get(option, option) for option in each.options],
+                "suffixes": list(each.suffixes),
+            }
+            for each in all_formats()
+        ],
+        "containers": [{"name": each.name, "title": each.title, "writes": each.writes} for each in all_wrappers()],
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -103,15 +103,18 @@ class WriteOptions:
         """Whether only a window of memory is wanted."""
         return self.begin != 0 or self.length is not None
 
-    def refuse(self, format: str, *fields: str) -> None:
-        """Refuse the options that a format has no use for.
+    def only(self, honoured: tuple[str, ...], format: str) -> None:
+        """Refuse what was asked for beyond the options that a format honours.
 
         Raises:
-            UnsupportedFeatureError: one of ``fields`` was given.
+            UnsupportedFeatureError: another option was given.
         """
-        for name in fields:
-            if getattr(self, name) != getattr(WriteOptions(), name):
+        for name in _WRITE_DEFAULTS:
+            if name not in honoured and getattr(self, name) != _WRITE_DEFAULTS[name]:
                 raise UnsupportedFeatureError(f"{format} output takes no {name} option", format=format, feature=name)
+
+
+_WRITE_DEFAULTS = {field.name: field.default for field in fields(WriteOptions)}
 
 
 class Writer(Protocol):
@@ -197,6 +200,16 @@ class Format(Protocol):
         """Whether it can be written."""
         ...
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Fields of WriteOptions that it honours."""
+        ...
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """Codecs that its pages may have, by name; "none" for raw pages."""
+        ...
+
     def detect(self, source: Source) -> Match | None:
         """Recognise a file by its content."""
         ...
@@ -234,6 +247,11 @@ class Wrapper(Protocol):
     @property
     def title(self) -> str:
         """What it is, in half a line."""
+        ...
+
+    @property
+    def writes(self) -> bool:
+        """Whether it can be put around an output."""
         ...
 
     def detect(self, source: Source) -> Match | None:

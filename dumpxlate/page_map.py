@@ -85,8 +85,8 @@ class PageMap:
         total: how many there are.
         pages: pages by state.
         codecs: stored pages by codec.
-        cells: pages of each state (columns as PageState) in equal parts of the address space from 0 on, shape
-            (cells, states); for bars.
+        cells: pages of each state (columns as PageState) in equal parts of the address space, from 0 to the end of
+            RAM, shape (cells, states); for bars.
         cell: pages of each of those parts.
     """
 
@@ -104,14 +104,15 @@ def map_pages(dump: Dump, *, limit: int | None = None, cells: int = 0) -> PageMa
     Args:
         dump: what to map.
         limit: ranges that are kept; None for all.
-        cells: number of parts that the address space is cut into for a bar.
+        cells: parts that the address space is cut into for a bar, at most.
     """
     kept: list[Ranges] = []
     total = 0
     pages, codecs = np.zeros(len(PageState), np.int64), np.zeros(max(CodecId) + 1, np.int64)
-    step = max(-(-dump.pages.ram.stop // cells), 1) if cells else 0
-    bar = np.zeros((cells, len(PageState)), np.int64)
-    edges = np.arange(cells + 1, dtype=np.int64) * step
+    end = dump.pages.ram.stop
+    step = max(-(-end // cells), 1) if cells else 0
+    edges = np.arange(0, end + step, step, dtype=np.int64) if cells else np.zeros(1, np.int64)
+    bar = np.zeros((len(edges) - 1, len(PageState)), np.int64)
     for found in page_ranges(dump):
         if limit is None or total < limit:
             kept.append(found.where(slice(None if limit is None else limit - total)))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import dumpxlate
+from dumpxlate.format import WriteOptions
+from dumpxlate.registry import all_formats, find_format
 from tests.builders import elf_cores, flattened, kdump, lime, raw
 from tests.builders.guest import small_guest
 from tests.readers import vmcore_missing, vmcore_pages
@@ -176,3 +178,23 @@ def test_bad_pages(cli: Cli, tmp_path: Path) -> None:
     checked = cli("check", source, "--json")
     assert checked.returncode == 1
     assert json.loads(checked.stdout)["pages"]["bad"] == 2
+
+
+@pytest.mark.parametrize("name", [each.name for each in all_formats() if each.writes])
+def test_formats_honour_the_options_they_list_and_refuse_the_others(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(elf_cores.core(NEAR, "plain"))
+    target = find_format(name)
+    asked = {"compress": "zlib", "begin": 0x1000, "length": 0x5000, "part": (1, 2)}
+    assert set(target.options) <= set(asked)
+    for option, value in asked.items():
+        out = tmp_path / f"{name}-{option}"
+        with dumpxlate.open(source) as dump:
+            how = WriteOptions(**{option: value})
+            if option in target.options:
+                dumpxlate.convert(dump, out, name, how, allow_loss=True)
+                assert out.exists()
+            else:
+                with pytest.raises(dumpxlate.errors.UnsupportedFeatureError, match=f"takes no {option}"):
+                    dumpxlate.convert(dump, out, name, how, allow_loss=True)
+                assert not out.exists()

@@ -38,21 +38,12 @@ def info(
 
 @guarded
 def formats(as_json: AsJson = False) -> None:
-    """List the formats that can be read and written."""
+    """List the formats that can be read and written, with their codecs and options."""
     from dumpxlate.cli.render import show_formats, show_json
-    from dumpxlate.registry import all_formats, reads
+    from dumpxlate.describe import describe_formats
 
-    if not as_json:
-        show_formats(all_formats())
-        return
-    listed = [
-        {
-            "name": each.name,
-            "title": each.title,
-            "reads": reads(each),
-            "writes": each.writes,
-            "suffixes": list(each.suffixes),
-        }
-        for each in all_formats()
-    ]
-    show_json({"schema": "dumpxlate.formats/1", "formats": listed})
+    described = describe_formats()
+    if as_json:
+        show_json(described)
+    else:
+        show_formats(described)

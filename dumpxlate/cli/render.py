@@ -10,12 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dumpxlate.registry import reads
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dumpxlate.format import Format
 
 __all__ = ["console", "facts", "listing", "show_dump", "show_formats", "show_json", "show_p2m", "summary"]
 
@@ -150,11 +147,19 @@ def show_p2m(name: str, info: dict[str, Any]) -> None:
     console().print(_p2m(name, info))
 
 
-def show_formats(formats: Sequence[Format]) -> None:
-    """Print the formats."""
+def show_formats(described: dict[str, Any]) -> None:
+    """Print what ``describe_formats`` says."""
     words = {True: "yes", False: "no"}
-    rows = [(each.name, words[reads(each)], words[each.writes], each.title) for each in formats]
-    console().print(listing("Formats", ("name", "read", "write", "what it is"), rows))
+    known, around = described["formats"], described["containers"]
+    all_rows = [(each["name"], words[each["reads"]], words[each["writes"]], each["title"]) for each in known]
+    all_rows += [(each["name"], "yes", words[each["writes"]], each["title"]) for each in around]
+    console().print(listing("Formats and containers", ("name", "read", "write", "what it is"), all_rows))
+    writing = [
+        (each["name"], ", ".join(each["codecs"]), " ".join(f"--{option}" for option in each["options"]))
+        for each in known
+        if each["writes"]
+    ]
+    console().print(listing("\nWriting", ("name", "pages", "options"), writing))
 
 
 def summary(report: dict[str, Any]) -> str:

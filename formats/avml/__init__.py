@@ -37,6 +37,8 @@ class AvmlFormat:
     title = "AVML version 2 (avml --compress)"
     suffixes = (".avml", ".lime.compressed")
     writes = True
+    options = ("begin", "length")
+    codecs = ("snappy",)
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the magic of the first record, or of one behind LiME's own."""
@@ -57,6 +59,7 @@ class AvmlFormat:
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan an AVML file."""
+        options.only(self.options, self.name)
         from dumpxlate.formats.avml.writer import AvmlWriter
 
         return AvmlWriter(dump, options)

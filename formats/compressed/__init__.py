@@ -27,6 +27,7 @@ class CompressedWrapper:
 
     name = "compressed"
     title = "gzip, xz, zstd or bzip2 around a dump"
+    writes = False
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the magic numbers."""

@@ -42,6 +42,8 @@ class ElfFormat:
     title = "ELF vmcore (QEMU, /proc/vmcore, makedumpfile -E, VirtualBox)"
     suffixes = (".elf", ".vmcore")
     writes = True
+    options = ("begin", "length")
+    codecs = ("none",)
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the ELF magic; formats that live in ELF sections are more specific."""
@@ -57,6 +59,7 @@ class ElfFormat:
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan an ELF vmcore."""
+        options.only(self.options, self.name)
         from dumpxlate.formats.elf.writer import ElfWriter
 
         return ElfWriter(dump, options)

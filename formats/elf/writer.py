@@ -54,7 +54,6 @@ class ElfWriter:
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
         require_physical(dump, "elf")
-        options.refuse("elf", "compress", "part")
         self._page_size = dump.pages.page_size
         self._window = _window(dump, options)
         inside = PageRuns.from_runs(*(np.array([value]) for value in self._window.pages(self._page_size)))

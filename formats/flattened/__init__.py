@@ -36,6 +36,7 @@ class FlattenedWrapper:
 
     name = "flattened"
     title = "flattened dump (makedumpfile -F, QEMU and libvirt kdump-*): records for a pipe around a dump"
+    writes = True
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the signature, its NULs included."""

@@ -30,6 +30,8 @@ class ForeignFormat:
     suffixes = ()
     reads = False
     writes = False
+    options: tuple[str, ...] = ()
+    codecs: tuple[str, ...] = ()
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the magic numbers."""

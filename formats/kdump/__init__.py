@@ -42,6 +42,8 @@ class KdumpFormat:
     title = "kdump-compressed (makedumpfile, QEMU and libvirt kdump-*, diskdump)"
     suffixes = (".kdump",)
     writes = True
+    options = ("compress", "begin", "length", "part")
+    codecs = ("none", "zlib", "lzo", "snappy", "zstd")
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the signature."""
@@ -56,6 +58,7 @@ class KdumpFormat:
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan a kdump-compressed dump, or one part of a split one."""
+        options.only(self.options, self.name)
         from dumpxlate.formats.kdump.writer import KdumpWriter
 
         return KdumpWriter(dump, options)

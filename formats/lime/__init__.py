@@ -37,6 +37,8 @@ class LimeFormat:
     title = "LiME (lime.ko, AVML without compression)"
     suffixes = (".lime",)
     writes = True
+    options = ("begin", "length")
+    codecs = ("none",)
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the magic of the first range; a file with AVML's records behind it is AVML's."""
@@ -52,6 +54,7 @@ class LimeFormat:
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan a LiME file."""
+        options.only(self.options, self.name)
         from dumpxlate.formats.lime.writer import LimeWriter
 
         return LimeWriter(dump, options)

@@ -38,6 +38,8 @@ class RawFormat:
     title = "raw image, whole or in pieces (pmemsave, ramdump, LiME padded)"
     suffixes = (".raw", ".bin", ".mem")
     writes = True
+    options = ("begin", "length")
+    codecs = ("none",)
 
     def detect(self, source: Source) -> Match | None:
         """Accept anything of whole pages, with the least confidence."""
@@ -53,6 +55,7 @@ class RawFormat:
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan a raw image."""
+        options.only(self.options, self.name)
         from dumpxlate.formats.raw.writer import RawWriter
 
         return RawWriter(dump, options)

@@ -39,6 +39,8 @@ class XenCoreFormat:
     title = "Xen domain core in ELF sections (xl dump-core)"
     suffixes = (".xencore",)
     writes = True
+    options: tuple[str, ...] = ()
+    codecs = ("none",)
 
     def detect(self, source: Source) -> Match | None:
         """Recognise an ELF core by its Xen sections, or by Xen's first note where their names are lost."""
@@ -56,6 +58,7 @@ class XenCoreFormat:
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan a domain core."""
+        options.only(self.options, self.name)
         from dumpxlate.formats.xen_core.writer import XenCoreWriter
 
         return XenCoreWriter(dump, options)

@@ -57,7 +57,6 @@ class XenCoreWriter:
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
         require_physical(dump, "xen_core")
-        options.refuse("xen_core", "compress", "begin", "length", "part")
         self.pages: PageSet = dump.pages.stored
         self._frames = _map_of(dump)
         self._sink: Sink

@@ -50,6 +50,8 @@ class XenStreamFormat:
     title = "Xen save image or migration stream (xl save)"
     suffixes: tuple[str, ...] = ()
     writes = False
+    options: tuple[str, ...] = ()
+    codecs = ("none",)
 
     def detect(self, source: Source) -> Match | None:
         """Recognise any of the layers that a file may begin with."""

@@ -39,6 +39,8 @@ class XenDumpFormat:
     title = "old Xen dump (xc_core_header, before Xen 3.1)"
     suffixes: tuple[str, ...] = ()
     writes = True
+    options: tuple[str, ...] = ()
+    codecs = ("none",)
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the magic number, in either byte order."""
@@ -54,6 +56,7 @@ class XenDumpFormat:
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan an old Xen dump."""
+        options.only(self.options, self.name)
         from dumpxlate.formats.xendump.writer import XenDumpWriter
 
         return XenDumpWriter(dump, options)

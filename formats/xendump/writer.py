@@ -132,7 +132,6 @@ class XenDumpWriter:
     codec = None
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
-        options.refuse("xendump", "compress", "begin", "length", "part")
         _require_x86(dump)
         paravirtual = dump.machine.paravirtual
         if not paravirtual:
