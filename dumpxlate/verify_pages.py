@@ -221,16 +221,18 @@ class PagePair:
         """Compare a window of ranks; runs in a worker."""
         units = self.pages.select(*window)
         a, b = self.a.fetch(units), self.b.fetch(units)
-        equal = 0
+        counts = np.zeros(len(Outcome), np.int64)
+        part = Part(counts, [], len(units) * self.unit)
         if self.page_size == self.unit:
             other = np.flatnonzero(~_same_encoded(a, b, self.page_size))
-            equal = len(units) - len(other)
+            counts[Outcome.EQUAL] = len(units) - len(other)
+            if not len(other):
+                return part
             a, b = (replace(each, table=each.table.where(other)) for each in (a, b))
         a, b = self.a.raw(a), self.b.raw(b)
         outcome = _judge(a, b, self.page_size)
-        counts = np.bincount(outcome, minlength=len(Outcome))
-        counts[Outcome.EQUAL] += equal
-        return Part(counts, self._tell(a, b, outcome), len(units) * self.unit)
+        counts += np.bincount(outcome, minlength=len(Outcome))
+        return replace(part, differences=self._tell(a, b, outcome))
 
     def _tell(self, a: PageBatch, b: PageBatch, outcome: UInt8s) -> list[PageDifference]:
         """List the first pages that are not the same."""
