@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import dumpxlate
-from dumpxlate.format import WriteOptions
+from dumpxlate.format import OpenOptions, WriteOptions
+from dumpxlate.registry import open_dump
 from tests.peers import peers
 
 if TYPE_CHECKING:
@@ -121,6 +122,22 @@ def test_what_makedumpfile_writes_opens_here(
         }
         if options[1] == 0:
             assert len(held) == len(memory)
+
+
+def test_makedumpfile_elf_leaves_out_runs_of_zero_pages(guest: Path, tmp_path: Path, memory: dict[int, int]) -> None:
+    """With ``-E -d 1`` runs of 256 zero pages and more have memory without bytes; shorter ones stay in the file."""
+    peers.require("makedumpfile")
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    with dumpxlate.open(guest / "elf") as dump:
+        dumpxlate.convert(dump, ours)
+    peers.refilter(ours, theirs, "-E", level=1)
+    with open_dump([theirs]) as dump:
+        left_out = [pfn for pfn in memory if dump.states([pfn])[0].name == "EXCLUDED"]
+        assert len(left_out) >= 256
+        assert {memory[pfn] for pfn in left_out} == {zlib.crc32(bytes(PAGE))}
+    with open_dump([theirs], options=OpenOptions(missing="zero")) as dump:
+        found = zip(memory, dump.read_pages(list(memory)), strict=True)
+        assert {pfn: zlib.crc32(row.tobytes()) for pfn, row in found} == memory
 
 
 def test_what_makedumpfile_flattens_and_splits_opens_here(guest: Path, tmp_path: Path, memory: dict[int, int]) -> None:
