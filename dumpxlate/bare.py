@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dumpxlate.arch import by_name
 from dumpxlate.dump import Machine
-from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.format import Loss, require_physical
-from dumpxlate.pageset import PageRuns, intersection
+from dumpxlate.window import Window
 
 if TYPE_CHECKING:
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
-    from dumpxlate.pages import PageStore
     from dumpxlate.pageset import PageSet
 
 __all__ = ["ASSUMED", "assumed_machine", "chosen_pages", "lost_facts", "lost_pages"]
@@ -42,24 +38,8 @@ def chosen_pages(dump: Dump, options: WriteOptions, format: str) -> tuple[PageSe
         UnsupportedFeatureError: there is no RAM in the range.
     """
     require_physical(dump, format)
-    pages: PageStore = dump.pages
-    if not options.cuts:
-        return pages.ram, pages.stored
-    window = _window(options, pages)
-    ram = intersection(pages.ram, window)
-    if not ram.count:
-        raise UnsupportedFeatureError(
-            f"{dump.name}: no RAM in the range asked for, from {options.begin:#x}", feature="begin, length"
-        )
-    return ram, intersection(pages.stored, window)
-
-
-def _window(options: WriteOptions, pages: PageStore) -> PageRuns:
-    """Give the pages that a range of addresses touches."""
-    size = pages.page_size
-    first = options.begin // size
-    stop = pages.ram.stop if options.length is None else -(-(options.begin + options.length) // size)
-    return PageRuns.from_runs(np.array([first]), np.array([min(stop, pages.ram.stop) - first]))
+    window = Window.of(dump.pages, options)
+    return window.cut(dump.pages.ram), window.cut(dump.pages.stored)
 
 
 def lost_facts(dump: Dump, format: str, *, machine: bool = True) -> tuple[Loss, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.codecs.workers import default_threads, keep_buffers, ordered_map
+from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.dump import Space
 from dumpxlate.errors import MapError
 from dumpxlate.pages import windows
@@ -80,7 +80,6 @@ def compare(
     meter = Meter("compare", pair.pages.count * pair.unit, progress)
     counts = np.zeros(len(Outcome), np.int64)
     found: list[PageDifference] = []
-    keep_buffers()
     threads = default_threads() if threads is None else threads
     with contextlib.closing(ordered_map(pair.look, windows(pair.pages, pair.unit), threads=threads)) as parts:
         for part in parts:

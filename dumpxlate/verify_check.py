@@ -14,7 +14,7 @@ import numpy as np
 
 from dumpxlate.arrays import runs
 from dumpxlate.codecs import batch as batches
-from dumpxlate.codecs.workers import default_threads, keep_buffers, ordered_map
+from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.pages import CodecId, DeferredStore, PageState, PageTable, RemappedStore, windows
 from dumpxlate.progress import Meter, Progress
 
@@ -111,7 +111,6 @@ def check(
         CorruptDumpError: its index cannot be read.
         MissingCodecError: the library of a codec is not installed.
     """
-    keep_buffers()
     walk = _Walk(dump.pages)
     stored, size = dump.pages.stored, dump.pages.page_size
     meter = Meter("check", stored.count * size, progress)

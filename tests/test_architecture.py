@@ -23,7 +23,7 @@ LEVELS = (
     ("structs", "pageset", "bitmap", "extents", "source", "spliced", "joined", "sink", "progress"),
     ("elf_layout", "pages", "codecs", "elf", "notes", "vmcoreinfo", "arch", "segments", "emit", "lime"),
     ("p2m", "p2m_file", "addrxlat", "memory", "dump", "guest_notes", "xen"),
-    ("format", "registry", "bare"),
+    ("format", "window", "registry", "bare"),
     ("formats",),
     ("pipeline", "describe", "page_map", "verify", "verify_check", "verify_describe", "verify_facts", "verify_pages"),
     ("",),  # dumpxlate/__init__.py, the public names

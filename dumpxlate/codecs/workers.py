@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-__all__ = ["default_threads", "keep_buffers", "ordered_map"]
+__all__ = ["default_threads", "ordered_map"]
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
@@ -26,7 +26,7 @@ _LARGEST_BLOCK = (32 << 20) - (64 << 10)
 """The most that glibc lets its threshold grow to is 32 MiB, what it adds to a block included."""
 
 
-def keep_buffers() -> None:
+def _keep_buffers() -> None:
     """Let the C library keep the buffers of finished batches for those to come.
 
     glibc maps a large block anew, to be faulted in page by page, until it has seen a larger one freed; then it takes
@@ -53,6 +53,7 @@ def ordered_map(fn: Callable[[_A], _B], items: Iterable[_A], *, threads: int) ->
         items: with what.
         threads: number of workers; 0 does all in the caller's thread.
     """
+    _keep_buffers()
     if threads <= 0:
         for item in items:
             yield fn(item)

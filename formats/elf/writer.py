@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from dumpxlate.elf import PT_NOTE, Segments, program_headers
 from dumpxlate.emit import TrimmedSink, append_pages
-from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.format import require_physical
 from dumpxlate.guest_notes import notes_for
 from dumpxlate.notes import pack_notes
 from dumpxlate.pages import CodecId
-from dumpxlate.pageset import PageRuns, difference, intersection
+from dumpxlate.pageset import difference
 from dumpxlate.version import PRODUCER
+from dumpxlate.window import Window
 
 if TYPE_CHECKING:
-    from dumpxlate.arrays import Int64s
     from dumpxlate.dump import Dump, Machine
     from dumpxlate.format import Loss, WriteOptions
     from dumpxlate.pages import PageBatch
@@ -55,14 +54,9 @@ class ElfWriter:
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
         require_physical(dump, "elf")
         self._page_size = dump.pages.page_size
-        self._window = _window(dump, options)
-        inside = PageRuns.from_runs(*(np.array([value]) for value in self._window.pages(self._page_size)))
-        self.pages: PageSet = intersection(dump.pages.stored, inside) if options.cuts else dump.pages.stored
-        self._missing = difference(intersection(dump.pages.ram, inside), self.pages)
-        if options.cuts and not (self.pages.count or self._missing.count):
-            raise UnsupportedFeatureError(
-                f"no memory from {self._window.begin:#x} up to {self._window.end:#x}", format="elf", feature="window"
-            )
+        self._window = Window.of(dump.pages, options)
+        self.pages: PageSet = self._window.cut(dump.pages.stored)
+        self._missing = difference(self._window.cut(dump.pages.ram), self.pages)
         self._sink: Sink
         self._plan(dump)
 
@@ -81,8 +75,8 @@ class ElfWriter:
 
     def _loads(self) -> Segments:
         """One PT_LOAD a run, offsets counted from the first byte of memory."""
-        start, length = self._window.clip(*self.pages.runs(), self._page_size)
-        out, missing = self._window.clip(*self._missing.runs(), self._page_size)
+        start, length = self._window.clip(self.pages)
+        out, missing = self._window.clip(self._missing)
         loads = Segments.make(
             np.concatenate((start, out)),
             np.concatenate((length, missing)),
@@ -108,7 +102,7 @@ class ElfWriter:
 
     def _bytes(self) -> int:
         """Bytes of memory to write."""
-        return int(self._window.clip(*self.pages.runs(), self._page_size)[1].sum())
+        return int(self._window.clip(self.pages)[1].sum())
 
     def write(self, batch: PageBatch) -> None:
         """Write the next pages."""
@@ -116,33 +110,6 @@ class ElfWriter:
 
     def finish(self) -> None:
         """Nothing is left to write: every offset was known from the start."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """The addresses to write, from ``begin`` up to ``end``."""
-
-    begin: int
-    end: int
-
-    def pages(self, page_size: int) -> tuple[int, int]:
-        """First pfn that the window touches, and how many."""
-        first = self.begin // page_size
-        return first, -(-self.end // page_size) - first
-
-    def clip(self, start: Int64s, count: Int64s, page_size: int) -> tuple[Int64s, Int64s]:
-        """Cut runs of pages to the window; gives addresses and lengths in bytes."""
-        low = np.maximum(start * page_size, self.begin)
-        high = np.minimum((start + count) * page_size, self.end)
-        return low, high - low
-
-
-def _window(dump: Dump, options: WriteOptions) -> _Window:
-    end = dump.pages.ram.stop * dump.pages.page_size
-    if options.begin < 0 or (options.length is not None and options.length <= 0):
-        raise ValueError(f"cannot write {options.length} bytes from {options.begin:#x}")
-    stop = end if options.length is None else min(options.begin + options.length, end)
-    return _Window(options.begin, max(stop, options.begin))
 
 
 def _note_segment(length: int) -> Segments:

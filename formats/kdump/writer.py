@@ -17,6 +17,7 @@ from dumpxlate.formats.kdump.table import ROW
 from dumpxlate.pages import CodecId, PageState
 from dumpxlate.pageset import PageRuns, intersection
 from dumpxlate.structs import dtype_of
+from dumpxlate.window import Window
 
 if TYPE_CHECKING:
     from dumpxlate.codecs import Codec
@@ -55,7 +56,7 @@ class KdumpWriter:
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
         require_physical(dump, "kdump")
         self._ram = dump.pages.ram
-        self._stored = _window(dump.pages, options)
+        self._stored = Window.of(dump.pages, options).cut(dump.pages.stored)
         self.codec, self.accepts = _choose_codec(dump.pages, options.compress)
         max_mapnr = max(self._ram.stop, self._stored.stop)
         part = _part(self._stored, options.part, max_mapnr) if options.part else None
@@ -112,15 +113,6 @@ class KdumpWriter:
             self._sink.append([plan.eraseinfo])
         if plan != self._plan:
             self._sink.write_at(0, plan.head())
-
-
-def _window(pages: PageStore, options: WriteOptions) -> PageSet:
-    """Give the pages that the user wants."""
-    if not options.begin and options.length is None:
-        return pages.stored
-    size = pages.page_size
-    end = pages.stored.stop if options.length is None else -(-(options.begin + options.length) // size)
-    return _between(pages.stored, options.begin // size, end)
 
 
 def _between(pages: PageSet, start: int, stop: int) -> PageSet:

@@ -330,7 +330,7 @@ def test_window_of_a_filtered_dump(tmp_path: Path) -> None:
 def test_window_without_memory_is_refused(tmp_path: Path) -> None:
     with dumpxlate.open(write(tmp_path, elf_cores.core(LOW, "plain"))) as dump:
         for begin, length in ((0xA0000, 0x1000), (1 << 40, None)):
-            with pytest.raises(errors.UnsupportedFeatureError, match="no memory"):
+            with pytest.raises(errors.UnsupportedFeatureError, match="no RAM in the range"):
                 dumpxlate.convert(dump, tmp_path / "out", options=WriteOptions(begin=begin, length=length))
         with pytest.raises(ValueError, match="cannot write"):
             dumpxlate.convert(dump, tmp_path / "out", options=WriteOptions(length=0))
