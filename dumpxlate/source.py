@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 import numpy as np
 
+from dumpxlate.aio import WORTHWHILE, read_many
 from dumpxlate.errors import TruncatedDumpError, UnknownFormatError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from dumpxlate.arrays import Bools, Int32s, Int64s
+    from dumpxlate.arrays import Bools, Int32s, Int64s, UInt8s
 
 __all__ = [
     "BytesSource",
@@ -187,15 +188,11 @@ class PreadFile(Closing):
         used = np.flatnonzero(ranges_inside(self.size, offset, size))
         start, length = offset[used], size[used].astype(np.int64)
         at = np.cumsum(length) - length
-        body = np.empty(int(length.sum()), np.uint8).data
+        buffer = np.empty(int(length.sum()), np.uint8)
         if len(used):
             opens = np.flatnonzero(np.append(True, start[1:] != (start + length)[:-1]))
-            spans = start[opens], at[opens], at[opens] + np.add.reduceat(length, opens)
-            order = np.argsort(spans[0], kind="stable")  # ascending, as disks like it
-            read, fd = os.preadv, self._fd
-            for begin, low, high in zip(*(column[order].tolist() for column in spans), strict=True):
-                if read(fd, (body[low:high],), begin) != high - low:
-                    self._fill(body[low:high], begin)
+            self._read(start[opens], np.add.reduceat(length, opens), buffer, at[opens])
+        body = buffer.data
         moved = np.where(offset >= 0, np.int64(len(body)), np.int64(-1))
         moved[used] = at
         return body.toreadonly(), moved
@@ -203,6 +200,19 @@ class PreadFile(Closing):
     def data_runs(self) -> tuple[Int64s, Int64s]:
         """Give the parts of the file that are no holes."""
         return _runs_of_data(self._fd, self.size)
+
+    def _read(self, start: Int64s, length: Int64s, buffer: UInt8s, at: Int64s) -> None:
+        """Read ranges into their places in a buffer."""
+        order = np.argsort(start, kind="stable")  # ascending, as disks like it
+        start, length, at = start[order], length[order], at[order]
+        got = read_many(self._fd, start, length, buffer, at) if len(start) >= WORTHWHILE else None
+        if got is not None:
+            short = got < length
+            start, length, at = start[short], length[short], at[short]
+        body, read, fd = buffer.data, os.preadv, self._fd
+        for begin, low, high in zip(start.tolist(), at.tolist(), (at + length).tolist(), strict=True):
+            if read(fd, (body[low:high],), begin) != high - low:
+                self._fill(body[low:high], begin)
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
         done = os.preadv(self._fd, (buffer,), offset)
