@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,21 +47,16 @@ class Case:
     prepare: Callable[[Path, int], Prepared]
 
 
-def _xendump_to_elf(folder: Path, size: int) -> Prepared:
+def _xendump_to_elf(folder: Path, size: int, *, copied: str) -> Prepared:
+    """Old Xen dump to ELF, against a copy of the output (whose zero pages are holes) or of the input (all written)."""
     dump, p2m = guests.write_xendump(folder, size)
-    out, copy, model = folder / "out.elf", folder / "copy.elf", folder / "model.elf"
+    out, copy, model = folder / "out.elf", folder / "copy", folder / "model.elf"
     ours = (*US, "convert", str(dump), "--p2m", str(p2m), "--progress", "none", "-o")
     if not model.exists():
-        import subprocess
-
         subprocess.run([*ours, str(model)], check=True)
     # The copy is made durable, as ours is.
-    peer = ("sh", "-c", f"cp {model} {copy} && sync {copy}")
-
-    def check() -> None:
-        _same_pages(out, size)
-
-    return Prepared((*ours, str(out)), peer, (out, copy), check)
+    peer = ("sh", "-c", f"cp {model if copied == 'output' else dump} {copy} && sync {copy}")
+    return Prepared((*ours, str(out)), peer, (out, copy), lambda: _same_pages(out, size))
 
 
 def _same_pages(vmcore: Path, size: int) -> None:
@@ -82,4 +79,14 @@ def _same_pages(vmcore: Path, size: int) -> None:
         raise AssertionError(f"{vmcore}: has pages that the guest has not")
 
 
-CASES = (Case("xendump-elf", "cp of the output, and sync", 0.8, _xendump_to_elf),)
+CASES = (
+    Case(
+        "xendump-elf", "cp of the output (holes stay holes), and sync", 0.8, partial(_xendump_to_elf, copied="output")
+    ),
+    Case(
+        "xendump-elf-in",
+        "cp of the input (the same pages, all written), and sync",
+        0.8,
+        partial(_xendump_to_elf, copied="input"),
+    ),
+)
