@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
@@ -76,6 +77,17 @@ def _write_all(fd: int, parts: Iterable[memoryview | bytes], offset: int | None)
     return total
 
 
+_PARTIALS: set[Path] = set()
+"""Temporary files of this process; a signal between their making and the ``with`` block would leave them behind."""
+
+
+@atexit.register
+def _remove_partials() -> None:
+    for path in _PARTIALS:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 class FileSink:
     """A regular file, written under a temporary name beside the target and renamed when complete.
 
@@ -106,8 +118,9 @@ class FileSink:
         _refuse_bad_target(os.fspath(path), overwrite, inputs)
         # A name has 255 bytes at most, whatever the number of its characters.
         name = os.fsdecode(os.fsencode(self.path.name)[:200])
-        self._partial = self.path.with_name(f".{name}.{secrets.token_hex(4)}.partial")
+        self._partial = self.path.absolute().with_name(f".{name}.{secrets.token_hex(4)}.partial")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        _PARTIALS.add(self._partial)  # before it is there: a signal may come at any moment
         self._fd = os.open(self._partial, flags, 0o600)
         self.position = 0
 
@@ -159,6 +172,7 @@ class FileSink:
         """Remove the temporary file; the target stays as it was. Harmless after commit."""
         self._close()
         self._partial.unlink(missing_ok=True)
+        _PARTIALS.discard(self._partial)
 
     def _close(self) -> None:
         if self._fd >= 0:

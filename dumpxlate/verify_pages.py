@@ -267,6 +267,8 @@ def _same_encoded(a: PageBatch, b: PageBatch, page_size: int) -> Bools:
 def _one_span(batch: PageBatch) -> UInt8s | None:
     """Give the bytes of all stored rows if they lie in one piece."""
     start, length = batch.table.spans()
+    if not len(start):
+        return np.empty(0, np.uint8)
     if len(start) != 1 or start[0] < 0 or start[0] + length[0] > len(batch.body):
         return None
     return np.frombuffer(batch.body, np.uint8, length[0], start[0])

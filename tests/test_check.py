@@ -170,6 +170,9 @@ def test_bytes_that_two_pages_share_in_part() -> None:
     assert at[2] == at[1] + SIZE
     assert (found.overlapping, found.ok) == (3, False)
     assert found.pages == shared.pages
+    # Pages 8 and 9 both begin inside page 7, and 9 behind the end of 8.
+    lies = {8: {"offset": at[7] + 8, "size": 16, "flags": 1}, 9: {"offset": at[7] + 80, "size": 16, "flags": 1}}
+    assert checked(kdump.build(GUEST, codec="raw", descriptors=lies)).overlapping == 2
 
 
 # Files that are not whole.

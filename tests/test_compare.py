@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import dumpxlate
 from dumpxlate.errors import MapError
 from dumpxlate.registry import open_from
-from dumpxlate.source import BytesSource
+from dumpxlate.source import BytesSource, PreadFile
 from dumpxlate.verify import Comparison, Outcome, PageDifference, compare
 from tests.builders import avml, elf, flattened, kdump, lime, raw, xen_core, xendump
 from tests.builders.elf_notes import cpu_notes, vmcoreinfo
@@ -55,12 +56,18 @@ FORMATS: dict[str, Callable[[Guest], bytes]] = {
 }
 
 
-def opened(data: bytes, name: str = "dump") -> Dump:
-    return open_from([BytesSource(data, name)])
+def opened(data: bytes, name: str = "dump", *, packed: bool = True) -> Dump:
+    """A dump in a file, from which pages are read one behind the other, or in memory, where they keep their place."""
+    if not packed:
+        return open_from([BytesSource(data, name)])
+    fd = os.memfd_create(name)
+    os.write(fd, data)
+    return open_from([PreadFile(fd, name, len(data))])
 
 
-def compared(a: bytes, b: bytes, **options: Any) -> Comparison:
-    return compare(opened(a, "a"), opened(b, "b"), **({"threads": 0} | options))
+def compared(a: bytes, b: bytes, *, packed: bool = True, **options: Any) -> Comparison:
+    with opened(a, "a", packed=packed) as left, opened(b, "b", packed=packed) as right:
+        return compare(left, right, **({"threads": 0} | options))
 
 
 def counts(**pages: int) -> dict[str, int]:
@@ -134,14 +141,15 @@ def test_spaces_are_not_mixed() -> None:
 # Pages that differ.
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("at", [0, 7, 8, 2049, 4095])
 @pytest.mark.parametrize("pfn", [0, 9, 0x9F, 0x100, 0x10A])
-def test_a_flipped_byte(pfn: int, at: int, threads: int) -> None:
+def test_a_flipped_byte(pfn: int, at: int, threads: int, packed: bool) -> None:
     """Raw against raw, raw against compressed, compressed against compressed."""
     other = GUEST.but(pages=but(GUEST.pages, pfn, at))
     for a, b in (("elf", "elf"), ("elf", "kdump-mixed"), ("kdump-mixed", "kdump-mixed"), ("kdump", "lime")):
-        found = compared(FORMATS[a](GUEST), FORMATS[b](other), threads=threads)
+        found = compared(FORMATS[a](GUEST), FORMATS[b](other), threads=threads, packed=packed)
         assert not found.same
         assert (found.pages["equal"], found.pages["different"]) == (len(GUEST.pages) - 1, 1)
         assert [show(each) for each in found.first] == [("different", pfn, pfn * SIZE, at)]
@@ -203,6 +211,13 @@ def test_pages_that_one_dump_left_out() -> None:
     assert (show(first), first.states[1].name) == (("only_a", 7, 7 * SIZE, -1), "EXCLUDED")
 
 
+def test_a_zero_page_that_one_dump_left_out() -> None:
+    """Nothing else differs, so that both files have the same bytes."""
+    pages = {pfn: data for pfn, data in GUEST.pages.items() if pfn != 5}
+    found = compared(kdump.build(GUEST), kdump.build(GUEST.but(pages=pages, excluded=GUEST.excluded | {5})))
+    assert found.pages == counts(equal=len(pages), absent_zero=1, neither=len(GUEST.excluded))
+
+
 def test_strict() -> None:
     full = Guest(pages=GUEST.pages)
     without = Guest(pages={pfn: data for pfn, data in GUEST.pages.items() if any(data)})
@@ -238,6 +253,8 @@ def test_descriptors_that_make_no_sense() -> None:
     found = compared(kdump.build(GUEST), lost)
     assert found.pages["bad"] == 2
     assert [each.pfn for each in found.first] == [4, 0x104]
+    # What nobody can read is not the same as itself.
+    assert compared(lost, lost).pages["bad"] == 2
 
 
 # Many pages.
@@ -302,9 +319,10 @@ def guest_of(kinds: list[str]) -> Guest:
     kinds=st.lists(st.tuples(KINDS, KINDS), min_size=1, max_size=24),
     codecs=st.tuples(*[st.lists(st.sampled_from(CODECS), min_size=1, max_size=3)] * 2),
     shared=st.tuples(st.booleans(), st.booleans()),
+    packed=st.booleans(),
 )
 def test_against_a_model(
-    kinds: list[tuple[str, str]], codecs: tuple[list[str], ...], shared: tuple[bool, bool]
+    kinds: list[tuple[str, str]], codecs: tuple[list[str], ...], shared: tuple[bool, bool], packed: bool
 ) -> None:
     """Every pair of states, in any codec."""
     sides = [guest_of([each[side] for each in kinds]) for side in range(2)]
@@ -312,7 +330,7 @@ def test_against_a_model(
         kdump.build(guest, codec=codec, shared_zero=zero, max_mapnr=len(kinds))
         for guest, codec, zero in zip(sides, codecs, shared, strict=True)
     ]
-    found = compared(*files, first=100)
+    found = compared(*files, first=100, packed=packed)
     told = [model(*each) for each in kinds]
     # A page that is absent in both is no RAM of either.
     ram = [how for how, each in zip(told, kinds, strict=True) if each != ("absent", "absent")]
@@ -424,7 +442,7 @@ def test_command(cli: Cli, files: Path, threads: int) -> None:
     assert f"{len(GUEST.pages):,}" in done.stdout
     done = cli("compare", "a", "other", "--threads", str(threads))
     assert (done.returncode, done.stderr) == (1, "")
-    for words in ("Not the same", "different", "0x9000", "0x4", "vcpu 0 rax", "0x7"):
+    for words in ("Not the same", "different", "0x9004", "vcpu 0 rax", "0x7"):
         assert words in done.stdout
 
 

@@ -244,6 +244,12 @@ def test_no_page_is_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert map_pages(dump).total
 
 
+def test_an_index_of_extents_is_not_asked_for_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    dump = opened(lime.build(GUEST))
+    monkeypatch.delattr(IndexedStore, "locate")
+    assert map_pages(dump, cells=10).pages["stored"] == len(GUEST.pages)
+
+
 def test_a_sparse_tebibyte(cli: Cli, tmp_path: Path) -> None:
     """Of an index made of extents not even one row a page is looked at."""
     count = 1 << 28
@@ -367,7 +373,3 @@ def test_bar_shows_little_memory_among_holes(tmp_path: Path) -> None:
 def plain(text: str) -> str:
     """Without the attributes that remain where colours are off."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-
-def test_indexed_store_is_the_short_way() -> None:
-    assert isinstance(opened(lime.build(GUEST)).pages, IndexedStore)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["bar_cells", "show_bar", "show_check", "show_comparison", "show_map"]
 
 _LISTED = 16
+_LINE = 1000
 
 _OUTCOMES = {
     "equal": "equal",
@@ -42,9 +43,17 @@ _BAR = {
 }
 
 
+def _wide() -> Console:
+    """Make a console that cuts no line of a pipe or a file."""
+    out = console()
+    if not out.is_terminal:
+        out.width = _LINE
+    return out
+
+
 def show_comparison(found: dict[str, Any]) -> None:
     """Print what ``describe_comparison`` says."""
-    out = console()
+    out = _wide()
     files = [(side.upper(), _file(found[side])) for side in ("a", "b")]
     counts = [(words, f"{found['pages'][key]:,}") for key, words in _OUTCOMES.items() if found["pages"][key]]
     sizes = {found[side]["page_size"] for side in ("a", "b")}
@@ -53,7 +62,8 @@ def show_comparison(found: dict[str, Any]) -> None:
     out.print(facts("The same" if found["same"] else "Not the same", files))
     out.print(facts("\nPages", counts or [("none", "neither dump has any")]))
     if found["first"]:
-        out.print(listing("\nFirst differences", _COLUMNS, map(_difference, found["first"])))
+        columns = ("what", "pfn", "address", "A", "B")
+        out.print(listing("\nFirst differences", columns, map(_difference, found["first"])))
     out.print(facts("\nBesides pages", [("registers", _cpus(found["cpus"])), ("VMCOREINFO", _text(found))]))
     _more(out, "\nMachine", [(each["name"], each["a"], each["b"]) for each in found["machine"]])
     registers, lines = found["cpus"]["different"], found["vmcoreinfo"]["different"]
@@ -61,17 +71,14 @@ def show_comparison(found: dict[str, Any]) -> None:
     _more(out, "\nVMCOREINFO", [(each["name"], each["a"] or "-", each["b"] or "-") for each in lines])
 
 
-_COLUMNS = ("what", "address", "pfn", "byte", "A", "at", "B", "at")
-
-
 def _file(file: Mapping[str, Any]) -> str:
     return f"{file['name']}: {file['format']}, {file['variant']}"
 
 
 def _difference(page: Mapping[str, Any]) -> tuple[str, ...]:
-    sides = [(page[side]["state"], page[side]["offset"] or "-") for side in ("a", "b")]
-    byte = "-" if page["byte"] is None else f"{page['byte']:#x}"
-    return (_OUTCOMES[page["kind"]], page["address"], page["pfn"], byte, *sides[0], *sides[1])
+    """Tell where a page differs: the address is that of the first byte that does."""
+    a, b = (" ".join(filter(None, (page[side]["state"], page[side]["offset"]))) for side in ("a", "b"))
+    return _OUTCOMES[page["kind"]], page["pfn"], hex(int(page["address"], 16) + (page["byte"] or 0)), a, b
 
 
 def _cpus(cpus: Mapping[str, Any]) -> str:
@@ -101,7 +108,7 @@ def _more(out: Console, title: str, rows: list[tuple[str, str, str]]) -> None:
 
 def show_check(found: dict[str, Any]) -> None:
     """Print what ``describe_check`` says."""
-    out = console()
+    out = _wide()
     pages = [("RAM", f"{found['ram']:,}")]
     pages += [(state, f"{count:,}") for state, count in found["pages"].items() if count or state == "bad"]
     pages += [(f"encoded as {codec}", f"{count:,}") for codec, count in found["codecs"].items() if codec != "raw"]
@@ -128,7 +135,7 @@ def show_check(found: dict[str, Any]) -> None:
 
 def show_map(found: dict[str, Any]) -> None:
     """Print what ``describe_map`` says."""
-    out = console()
+    out = _wide()
     mfns = any(each["mfn"] for each in found["ranges"])
     columns = ("from", "up to", "pages", "state", "codec", "offset", *(["mfn"] if mfns else []))
     rows = [

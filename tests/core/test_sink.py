@@ -6,6 +6,8 @@ import contextlib
 import os
 import random
 import stat
+import subprocess
+import sys
 import threading
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -493,3 +495,11 @@ def test_a_trimmed_sink_is_a_slice(groups: list[list[bytes] | int], skip: int, l
             everything += b"".join(group)
         assert bytes(inner.data) == everything[skip : skip + length]
         assert sink.position == inner.position
+
+
+def test_a_signal_before_the_with_block_leaves_nothing(tmp_path: Path) -> None:
+    """The sink exists, the block that would remove it was never entered."""
+    code = "import sys; from dumpxlate.sink import FileSink; kept = FileSink(sys.argv[1]); raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True)
+    assert b"KeyboardInterrupt" in done.stderr
+    assert list(tmp_path.iterdir()) == []
