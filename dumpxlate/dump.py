@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dumpxlate.pages import PageStore
     from dumpxlate.source import Source
     from dumpxlate.structs import Endian
+    from dumpxlate.virtual import VirtualMemory
     from dumpxlate.vmcoreinfo import VmCoreInfo
 
 __all__ = ["Cpu", "Dump", "Machine", "Space"]
@@ -151,6 +152,22 @@ class Dump:
         out = np.zeros((len(wanted), self.machine.page_size), np.uint8)
         read_pages(self.pages, wanted, out)
         return out
+
+    def virtual(self, cpu: int | None = None, *, cr3: int | None = None) -> VirtualMemory:
+        """See memory as a processor does; nothing is read yet.
+
+        Args:
+            cpu: number of the processor; if not given, the first whose page tables are known.
+            cr3: page tables to use instead of the processor's own, as a cr3 names them (of a PV guest: by mfn).
+
+        Raises:
+            UnsupportedFeatureError: no page tables are known, or not those of this machine.
+            MapError: a PV guest's page tables need its map.
+            ValueError: there is no such processor.
+        """
+        from dumpxlate.virtual import virtual_memory
+
+        return virtual_memory(self, cpu=cpu, cr3=cr3)
 
     def states(self, pfn: Int64s | list[int] | range) -> list[PageState]:
         """Tell what the dump knows of each page, without reading it."""

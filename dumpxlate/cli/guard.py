@@ -1,16 +1,17 @@
 """From errors to one line and an exit code.
 
-==== ==============================================================================================
+==== ===========================================================================================================
 code meaning
-==== ==============================================================================================
+==== ===========================================================================================================
 0    done and complete
-1    the answer is "no": different, or a check failed; or the target cannot carry everything
+1    the answer is "no": different, a check failed, an address is unmapped or its page has no content; or the target
+     cannot carry everything
 2    usage, a map that does not fit, or a file that cannot be opened, recognised or written
 3    recognised, not supported
 4    output written but incomplete (bad pages, salvage)
 5    input corrupt, nothing written
 130  interrupted (143: terminated)
-==== ==============================================================================================
+==== ===========================================================================================================
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ EXIT_TERMINATED = 143
 # The first class that fits counts.
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.LossyConversionError, EXIT_NO),
+    (errors.TranslationError, EXIT_NO),
+    (errors.PageUnavailableError, EXIT_NO),
     (errors.UnsupportedFeatureError, 3),
     (errors.MissingCodecError, 3),
     (errors.CorruptDumpError, 5),
