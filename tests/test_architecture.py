@@ -19,13 +19,36 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 LEVELS = (
-    ("errors", "arrays", "version"),
+    ("errors", "arrays", "version", "aio"),
     ("structs", "pageset", "bitmap", "extents", "source", "spliced", "joined", "sink", "progress"),
     ("elf_layout", "pages", "codecs", "elf", "notes", "vmcoreinfo", "arch", "segments", "emit", "lime"),
-    ("p2m", "p2m_file", "addrxlat", "memory", "dump", "guest_notes", "xen"),
+    (
+        "paging",
+        "paging_x86",
+        "paging_aarch64",
+        "p2m",
+        "p2m_file",
+        "memory",
+        "addrxlat",
+        "virtual",
+        "dump",
+        "guest_notes",
+        "xen",
+    ),
     ("format", "window", "registry", "bare"),
     ("formats",),
-    ("pipeline", "describe", "page_map", "verify", "verify_check", "verify_describe", "verify_facts", "verify_pages"),
+    (
+        "pipeline",
+        "describe",
+        "describe_memory",
+        "page_map",
+        "verify",
+        "verify_check",
+        "verify_describe",
+        "verify_facts",
+        "verify_pages",
+        "vmcoreinfo_search",
+    ),
     ("",),  # dumpxlate/__init__.py, the public names
     ("cli", "__main__"),
 )

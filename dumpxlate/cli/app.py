@@ -8,7 +8,9 @@ import typer
 
 from dumpxlate.cli.convert_command import convert
 from dumpxlate.cli.guard import debugging
+from dumpxlate.cli.guest_commands import regs, vmcoreinfo
 from dumpxlate.cli.info_commands import formats, info
+from dumpxlate.cli.memory_commands import read, translate
 from dumpxlate.cli.p2m_commands import p2m_app
 from dumpxlate.cli.verify_commands import check, compare, map_
 
@@ -26,6 +28,10 @@ app.command()(convert)
 app.command()(compare)
 app.command()(check)
 app.command("map")(map_)
+app.command()(regs)
+app.command()(vmcoreinfo)
+app.command()(read)
+app.command()(translate)
 app.command()(formats)
 app.add_typer(p2m_app, name="p2m")
 

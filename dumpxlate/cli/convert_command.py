@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dumpxlate.cli.guard import EXIT_INCOMPLETE, guarded, say
+from dumpxlate.cli.guard import EXIT_INCOMPLETE, EXIT_NO, guarded, say
 from dumpxlate.cli.options import (
     AllowLoss,
+    BadPages,
     BadPagesName,
+    Compress,
     Force,
     From,
     Map,
@@ -21,6 +23,7 @@ from dumpxlate.cli.options import (
     Salvage,
     ShowProgress,
     Threads,
+    VmCoreInfoFrom,
     number,
     open_dump,
     output,
@@ -28,7 +31,11 @@ from dumpxlate.cli.options import (
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dumpxlate.dump import Dump
     from dumpxlate.pipeline import Report
+    from dumpxlate.progress import Progress
 
 __all__ = ["convert"]
 
@@ -48,9 +55,7 @@ def convert(
     force: Force = False,
     allow_loss: AllowLoss = False,
     salvage: Salvage = False,
-    compress: Annotated[
-        str | None, typer.Option("--compress", metavar="CODEC[:LEVEL]", help="zlib, lzo, snappy, zstd, or none.")
-    ] = None,
+    compress: Compress = None,
     begin: Annotated[
         int, typer.Option("--begin", parser=number, metavar="ADDRESS", help="First physical address to write.")
     ] = 0,
@@ -62,9 +67,8 @@ def convert(
     flattened: Annotated[
         bool, typer.Option("--flattened", help="Wrap the output into makedumpfile's records for pipes.")
     ] = False,
-    bad_pages: Annotated[
-        BadPagesName, typer.Option("--bad-pages", help="What to do with pages that do not decode.")
-    ] = BadPagesName.STOP,
+    bad_pages: BadPages = BadPagesName.STOP,
+    vmcoreinfo: VmCoreInfoFrom = None,
     threads: Threads = None,
     progress: ShowProgress = ProgressStyle.AUTO,
     report: Annotated[Path | None, typer.Option("--report", help="Write a report as JSON to this file.")] = None,
@@ -79,7 +83,7 @@ def convert(
         show_progress(progress) as callback,
     ):
         done = convert_set(
-            dump,
+            _supplied(dump, vmcoreinfo, threads, callback),
             output(out),
             to or format_for(out),
             WriteOptions(compress=compress, begin=begin, length=length),
@@ -94,6 +98,37 @@ def convert(
             progress=callback,
         )
     _tell(done, report)
+
+
+def _supplied(
+    dump: Dump, vmcoreinfo: str | None, threads: int | None, progress: Callable[[Progress], None] | None
+) -> Dump:
+    """Give the dump with the VMCOREINFO that the user named, or with the one in its memory if it has none.
+
+    Raises:
+        ValueError: the file has no such text.
+    """
+    from dumpxlate.describe import printable
+    from dumpxlate.vmcoreinfo import MAX_BYTES, VmCoreInfo
+    from dumpxlate.vmcoreinfo_search import find, with_vmcoreinfo
+
+    if vmcoreinfo is None:
+        return dump
+    if vmcoreinfo != "search":
+        with Path(vmcoreinfo).open("rb") as file:
+            info = VmCoreInfo.from_bytes(file.read(MAX_BYTES))
+        if info.release is None:
+            raise ValueError(f"{vmcoreinfo}: is no VMCOREINFO: no line OSRELEASE=, expected the kernel's text")
+        return with_vmcoreinfo(dump, info)
+    if dump.vmcoreinfo:
+        say(printable(f"{dump.name}: has VMCOREINFO already, memory was not searched"))
+        return dump
+    found = find(dump, progress=progress, threads=threads)
+    if found is None:
+        say(printable(f"{dump.name}: no VMCOREINFO in memory; nothing was written"))
+        raise typer.Exit(EXIT_NO)
+    say(printable(f"{dump.name}: VMCOREINFO of {found.info.release} found in memory at {found.address:#x}"))
+    return with_vmcoreinfo(dump, found.info)
 
 
 def _tell(done: list[Report], file: Path | None) -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AllowLoss",
     "AsJson",
+    "BadPages",
     "BadPagesName",
+    "Compress",
     "Force",
     "From",
     "Map",
@@ -31,6 +33,7 @@ __all__ = [
     "Salvage",
     "ShowProgress",
     "Threads",
+    "VmCoreInfoFrom",
     "number",
     "open_dump",
     "output",
@@ -84,9 +87,19 @@ Missing = Annotated[MissingName, typer.Option("--missing", help="What memory is 
 AllowLoss = Annotated[
     bool, typer.Option("--allow-loss", help="Write although something is lost, or the map does not fit.")
 ]
+BadPages = Annotated[BadPagesName, typer.Option("--bad-pages", help="What to do with pages that do not decode.")]
+Compress = Annotated[
+    str | None, typer.Option("--compress", metavar="CODEC[:LEVEL]", help="zlib, lzo, snappy, zstd, or none.")
+]
 Salvage = Annotated[bool, typer.Option("--salvage", help="Write what is there of a damaged input.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=0, help="Workers; 0 for none.")]
+VmCoreInfoFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--vmcoreinfo", metavar="FILE|search", help="VMCOREINFO to write: a file's text, or what is found in memory."
+    ),
+]
 ShowProgress = Annotated[ProgressStyle, typer.Option("--progress", help="How to show it.")]
 
 

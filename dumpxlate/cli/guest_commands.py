@@ -1,0 +1,122 @@
+"""Commands about what a guest says of itself: regs, vmcoreinfo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dumpxlate.cli.guard import EXIT_NO, guarded, say
+from dumpxlate.cli.options import (
+    AsJson,
+    Force,
+    From,
+    Map,
+    MapKind,
+    ShowProgress,
+    Threads,
+    open_dump,
+    output,
+)
+from dumpxlate.cli.progress import ProgressStyle, show_progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dumpxlate.dump import Cpu, Dump
+    from dumpxlate.sink import PipeSink
+
+__all__ = ["regs", "vmcoreinfo"]
+
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="The dump, or all files of a split set.")]
+
+
+@guarded
+def regs(
+    files: Files,
+    cpu: Annotated[int | None, typer.Option("--cpu", min=0, metavar="N", help="Only this vcpu.")] = None,
+    as_json: AsJson = False,
+    format: From = None,
+    p2m: Map = None,
+    p2m_format: MapKind = None,
+) -> None:
+    """Show the registers of each vcpu; exit code 1 if the dump has none."""
+    from dumpxlate.cli.render import show_json
+    from dumpxlate.cli.render_guest import describe_registers, show_registers
+    from dumpxlate.describe import printable
+
+    with open_dump(files, format=format, p2m=p2m, kind=p2m_format) as dump:
+        if not dump.cpus:
+            say(printable(f"{dump.name}: has no registers"))
+            raise typer.Exit(EXIT_NO)
+        described = describe_registers(dump, dump.cpus if cpu is None else _one(dump, cpu))
+    if as_json:
+        show_json(described)
+    else:
+        show_registers(described)
+
+
+def _one(dump: Dump, index: int) -> tuple[Cpu, ...]:
+    """Pick a processor by its number.
+
+    Raises:
+        ValueError: the dump has no such one.
+    """
+    chosen = tuple(each for each in dump.cpus if each.index == index)
+    if not chosen:
+        there = f"{len(dump.cpus)} vcpus, {dump.cpus[0].index} to {dump.cpus[-1].index}"
+        raise ValueError(f"{dump.name}: has no vcpu {index}: found {there}")
+    return chosen
+
+
+@guarded
+def vmcoreinfo(
+    files: Files,
+    search: Annotated[
+        bool, typer.Option("--search", help="Search the guest's memory although the file has one.")
+    ] = False,
+    as_json: AsJson = False,
+    out: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT", help="Write the text as it is; - is stdout.")
+    ] = None,
+    force: Force = False,
+    format: From = None,
+    p2m: Map = None,
+    p2m_format: MapKind = None,
+    threads: Threads = None,
+    progress: ShowProgress = ProgressStyle.AUTO,
+) -> None:
+    """Show the kernel's VMCOREINFO, found in the guest's memory if the file has none; exit code 1 if neither has."""
+    from dumpxlate.cli.render import show_json
+    from dumpxlate.cli.render_guest import describe_vmcoreinfo, show_vmcoreinfo
+    from dumpxlate.describe import printable
+    from dumpxlate.vmcoreinfo_search import find
+
+    found = None
+    with open_dump(files, format=format, p2m=p2m, kind=p2m_format) as dump:
+        if search or dump.vmcoreinfo is None:
+            with show_progress(progress) as callback:
+                found = find(dump, progress=callback, threads=threads)
+        info = found.info if found else None if search else dump.vmcoreinfo
+        if info is None:
+            say(printable(f"{dump.name}: no VMCOREINFO in {'memory' if search else 'the file or in memory'}"))
+            raise typer.Exit(EXIT_NO)
+        described = describe_vmcoreinfo(dump, info, found)
+    if out:
+        _write(info.text, output(out), force=force, inputs=files)
+        where = f"in memory at {described['address']}" if found else "in the file"
+        say(printable(f"{out}: {described['bytes']:,} bytes, found {where}"))
+    if as_json:
+        show_json(described)
+    elif not out:
+        show_vmcoreinfo(described)
+
+
+def _write(text: str, target: Path | PipeSink, *, force: bool, inputs: list[str]) -> None:
+    """Write the text as the kernel wrote it."""
+    from dumpxlate.sink import FileSink, PipeSink
+
+    sink = target if isinstance(target, PipeSink) else FileSink(target, overwrite=force, inputs=inputs)
+    with sink:
+        sink.append([text.encode("latin-1")])
+        sink.commit()
