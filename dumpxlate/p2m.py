@@ -158,10 +158,18 @@ class P2M:
 
     def pages(self) -> PageRuns:
         """Give the pfns that have a page."""
-        return PageRuns.from_runs(self.runs.pfn, self.runs.count)
+        return self._pages
 
     def frames(self) -> PageRuns:
         """Give the machine frames that pfns map to."""
+        return self._frames
+
+    @cached_property
+    def _pages(self) -> PageRuns:
+        return PageRuns.from_runs(self.runs.pfn, self.runs.count)
+
+    @cached_property
+    def _frames(self) -> PageRuns:
         return PageRuns.from_runs(self.runs.frame, self.runs.count)
 
     @property

@@ -74,8 +74,10 @@ class PageRuns:
     def from_runs(cls, start: Int64s, count: Int64s) -> Self:
         """Make a set of runs in any order, which may touch and overlap; empty ones are dropped."""
         start, count = start[count > 0], count[count > 0]
-        order = np.argsort(start, kind="stable")
-        start, reach = start[order], np.maximum.accumulate((start + count)[order]) if len(start) else start
+        if not (start[1:] >= start[:-1]).all():
+            order = np.argsort(start, kind="stable")
+            start, count = start[order], count[order]
+        reach = np.maximum.accumulate(start + count) if len(start) else start
         opens = np.ones(len(start), bool)
         opens[1:] = start[1:] > reach[:-1]
         closes = np.append(opens[1:], True)[: len(start)]
