@@ -90,6 +90,9 @@ def uncarried(dump: Dump, *, blocks: Collection[str] = ()) -> tuple[str, ...]:
         blocks: names of the blocks that the target does hold.
     """
     lost = [f"block {name}" for name in dump.blocks if name not in blocks]
+    left_out = dump.pages.ram.count - dump.pages.stored.count
+    if left_out:
+        lost.append(f"that {left_out:,} pages are RAM, left out of the dump")
     if dump.vmcoreinfo:
         lost.append("VMCOREINFO")
     notes = sorted({note.name for note in dump.notes if not _is_known(note)})
