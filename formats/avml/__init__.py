@@ -5,10 +5,10 @@
     { magic "AVML", version 2, first address, last address (inclusive), 8 zero bytes |
       snappy frames that unpack to that range | length of the frames, 8 bytes } ...
 
-Ranges of RAM are cut into blocks of at most 16 MiB, and a block that is all zero is left out: its pages cannot be told
-from a hole. A snappy stream is made of chunks of at most 64 KiB of memory, each with a checksum; the reader notes where
-each chunk begins and unpacks those that are asked for. How long a stream is says only the trailer behind it. Records
-of LiME's version 1 may stand between the blocks; a file of nothing else is ``lime``.
+Ranges of RAM are cut into blocks of at most 16 MiB; avml leaves out those that are all zero, whose pages cannot be told
+from a hole then, and this writer keeps them. A snappy stream is made of chunks of at most 64 KiB of memory, each with a
+checksum; the reader notes where each chunk begins and unpacks those that are asked for. How long a stream is says only
+the trailer behind it. Records of LiME's version 1 may stand between the blocks; a file of nothing else is ``lime``.
 
 Sources: avml src/image.rs, snappy.rs; google snappy framing_format.txt; volatility3 layers/avml.py.
 """

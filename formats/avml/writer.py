@@ -1,4 +1,4 @@
-"""Writes AVML files: blocks of at most 16 MiB, compressed, without those that are all zero."""
+"""Writes AVML files: blocks of at most 16 MiB, compressed."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ _BLOCK = 16 << 20
 class AvmlWriter:
     """Plans and writes one AVML file.
 
+    Blocks of zeros are written too, a few per cent of their size: avml leaves them out, and then nobody can tell zero
+    pages from no memory.
+
     Raises:
         MapError: the dump is keyed by machine frames.
     """
@@ -40,7 +43,6 @@ class AvmlWriter:
         self.losses = lost_facts(dump, "avml") + lost_pages(ram, self.pages, "avml")
         self._block = np.zeros((_BLOCK // dump.pages.page_size, dump.pages.page_size), np.uint8)
         self._first = self._filled = 0
-        self._content = False
         self._sink: Sink
 
     def begin(self, sink: Sink) -> None:
@@ -66,15 +68,14 @@ class AvmlWriter:
         if len(stored):
             body = np.frombuffer(packed.body, np.uint8, len(stored) * rows.shape[1], packed.table.offset[stored[0]])
             rows[stored] = body.reshape(-1, rows.shape[1])
-            self._content = True
         self._filled += len(rows)
         if self._filled == len(self._block):
             self._flush()
         return len(rows)
 
     def _flush(self) -> None:
-        """Write the block, unless it is all zero, and begin a new one."""
-        if self._content:
+        """Write the block, if there is any, and begin a new one."""
+        if self._filled:
             size = self._block.shape[1]
             data = self._block[: self._filled].reshape(-1).data
             frames = pack_frames(data)
@@ -83,7 +84,6 @@ class AvmlWriter:
             self._block[: self._filled] = 0
         self._first += self._filled
         self._filled = 0
-        self._content = False
 
     def finish(self) -> None:
         """Write the last block."""
