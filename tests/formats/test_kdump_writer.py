@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +28,7 @@ from tests.peers import peers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CODECS = {"zlib": 0x1, "lzo": 0x2, "snappy": 0x4, "zstd": 0x20}
 INCOMPLETE = 8
@@ -519,37 +518,3 @@ def test_makedumpfile_reassembles_our_parts(guest: Guest, write: Any, tmp_path: 
     peers.makedumpfile("--reassemble", *paths, tmp_path / "whole")
     seen = peers.kdumpfile_pages(tmp_path / "whole", guest.ram)
     assert seen == {pfn: zlib.crc32(guest.pages[pfn]) if pfn in guest.pages else None for pfn in guest.ram}
-
-
-@pytest.fixture(scope="module")
-def linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A QEMU dump of a Linux guest with VMCOREINFO, written by us as kdump with zlib; vmlinux is beside its source."""
-    folder = os.environ.get("DUMPXLATE_GUEST")
-    if not folder:
-        pytest.skip("DUMPXLATE_GUEST names no folder with a Linux guest (tests/peers/guest.py makes one)")
-    path = tmp_path_factory.mktemp("linux") / "kdump"
-    with dumpxlate.open(Path(folder) / "kdump-zlib") as dump:
-        convert(dump, path, "kdump", WriteOptions(compress="zlib:1"))
-    return path
-
-
-@pytest.mark.peer
-def test_makedumpfile_filters_our_file(linux: Path, tmp_path: Path) -> None:
-    peers.require("makedumpfile")
-    peers.refilter(linux, tmp_path / "filtered", "-l", level=31)
-    with dumpxlate.open(linux) as before, dumpxlate.open(tmp_path / "filtered") as after:
-        held = after.pages.stored.select(0, 1 << 30)
-        assert 0 < len(held) < before.pages.stored.count
-        assert np.array_equal(after.read_pages(held), before.read_pages(held))
-
-
-@pytest.mark.peer
-def test_crash_and_drgn_open_our_file(linux: Path) -> None:
-    vmlinux = Path(os.environ["DUMPXLATE_GUEST"]) / "vmlinux"
-    if not vmlinux.exists():
-        pytest.skip("the guest's folder has no vmlinux")
-    peers.require("crash", "drgn")
-    with dumpxlate.open(linux) as dump:
-        release = dump.machine.release
-    assert peers.crash_table(peers.crash(linux, vmlinux, "sys"))["RELEASE"] == release
-    assert peers.drgn_kernel(linux, vmlinux).release == release
