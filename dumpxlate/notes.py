@@ -30,6 +30,7 @@ __all__ = [
     "NT_ARM_SVE",
     "NT_ARM_VFP",
     "NT_AUXV",
+    "NT_FILE",
     "NT_KDUMP_VMCOREINFO",
     "NT_PPC_SPE",
     "NT_PPC_VMX",
@@ -60,6 +61,7 @@ NT_PRFPREG = 2
 NT_PRPSINFO = 3
 NT_TASKSTRUCT = 4
 NT_AUXV = 6
+NT_FILE = 0x46494C45
 NT_PPC_VMX = 0x100
 NT_PPC_SPE = 0x101
 NT_PPC_VSX = 0x102

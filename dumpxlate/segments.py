@@ -41,6 +41,19 @@ class SegmentIndex:
     pieces: int
     repeated: int
 
+    def remarks(self, what: str) -> list[str]:
+        """Say what is odd about the pages, for info to show.
+
+        Args:
+            what: the word for the file's byte ranges ("segments").
+        """
+        found = []
+        if self.pieces:
+            found.append(f"{self.pieces:,} pages lie in the file in pieces, or are there only in part")
+        if self.repeated:
+            found.append(f"{what} overlap: {self.repeated:,} bytes are in the file more than once; the first counts")
+        return found
+
 
 def index_segments(source: Source, start: Int64s, length: Int64s, offset: Int64s, page_size: int) -> SegmentIndex:
     """Index byte ranges of memory by page.

@@ -35,10 +35,7 @@ def open_avml(source: Source) -> Dump:
     machine = assumed_machine()
     index = index_segments(ChunkedSource(source, blocks), start, length, offset, machine.page_size)
     remarks = [ASSUMED, "AVML leaves out blocks of 16 MiB that are all zero: they cannot be told from holes"]
-    if index.pieces:
-        remarks.append(f"{index.pieces:,} pages lie in the file in pieces, or are there only in part")
-    if index.repeated:
-        remarks.append(f"blocks overlap: {index.repeated:,} bytes are in the file more than once; the first counts")
+    remarks += index.remarks("blocks")
     return Dump(
         format="avml",
         variant="version 2",

@@ -11,7 +11,7 @@ from dumpxlate.dump import Dump, Machine
 from dumpxlate.elf import ET_CORE, PT_NOTE, ElfFile, Segments, machine_name, read_elf
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.guest_notes import blocks_from_notes, cpus_from_notes, p2m_from_notes, vmcoreinfo_from_notes
-from dumpxlate.notes import parse_notes
+from dumpxlate.notes import NT_AUXV, NT_FILE, NT_TASKSTRUCT, parse_notes
 from dumpxlate.pages import IndexedStore
 from dumpxlate.pageset import PageRuns, difference
 from dumpxlate.segments import index_segments
@@ -100,7 +100,6 @@ _BY_NOTE = (
     ("VMCOREINFO", "Linux /proc/vmcore"),
     ("NONE", "QEMU's gdb script"),
 )
-_NT_PRPSINFO, _NT_TASKSTRUCT, _NT_AUXV, _NT_FILE = 3, 4, 6, 0x46494C45
 
 
 def _producer(file: ElfFile, notes: tuple[Note, ...]) -> str:
@@ -118,11 +117,11 @@ def _producer(file: ElfFile, notes: tuple[Note, ...]) -> str:
     names = {note.name for note in notes}
     kinds = {note.type for note in notes if note.name == "CORE"}
     named = next((producer for name, producer in _BY_NOTE if name in names), None)
-    if named is None and kinds & {_NT_AUXV, _NT_FILE}:
+    if named is None and kinds & {NT_AUXV, NT_FILE}:
         raise UnsupportedFeatureError(
             "the core of an ordinary process, not a dump of guest memory", format="elf", feature="process core"
         )
-    if named is None and _NT_TASKSTRUCT in kinds:
+    if named is None and NT_TASKSTRUCT in kinds:
         return "/proc/kcore"
     return named or "unnamed producer"
 
@@ -171,10 +170,7 @@ def _store(source: Source, loads: Segments, page_size: int, options: OpenOptions
     low, high = loads.paddr // page_size, -(-(loads.paddr + loads.memsz) // page_size)
     ram = PageRuns.from_runs(low, high - low)
     index = index_segments(source, loads.paddr, loads.filesz, loads.offset, page_size)
-    if index.pieces:
-        remarks.append(f"{index.pieces:,} pages lie in the file in pieces, or are there only in part")
-    if index.repeated:
-        remarks.append(f"segments overlap: {index.repeated:,} bytes are in the file more than once; the first counts")
+    remarks += index.remarks("segments")
     missing = difference(ram, index.extents.pages())
     if missing.count:
         remarks.append(

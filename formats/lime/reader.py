@@ -33,10 +33,7 @@ def open_lime(source: Source) -> Dump:
     machine = assumed_machine()
     index = index_segments(source, start, length, offset, machine.page_size)
     remarks = [ASSUMED]
-    if index.pieces:
-        remarks.append(f"{index.pieces:,} pages lie in the file in pieces, or are there only in part")
-    if index.repeated:
-        remarks.append(f"ranges overlap: {index.repeated:,} bytes are in the file more than once; the first counts")
+    remarks += index.remarks("ranges")
     return Dump(
         format="lime",
         variant="version 1",

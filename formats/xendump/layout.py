@@ -12,9 +12,6 @@ PAGE_SIZE = 4096
 CONTEXT_SIZES = (2800, 5168)
 """sizeof(vcpu_guest_context_t) for 32-bit and for 64-bit tools."""
 
-ENTRY_SIZES = (8, 4)
-"""sizeof an index entry: unsigned long until 2007-01-24, then 64 bits for all tools."""
-
 MAX_PAGES = 1 << 28
 MAX_VCPUS = 4096
 
