@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dumpxlate import errors
     from dumpxlate.dump import Dump
     from dumpxlate.format import OpenOptions
-    from dumpxlate.p2m_file import MapKind
+    from dumpxlate.p2m.files import MapKind
     from dumpxlate.pipeline import Report, convert
     from dumpxlate.registry import all_formats, detect
 
@@ -60,7 +60,7 @@ def open(
         MapError: the map cannot be read.
         OSError: a file cannot be read.
     """
-    from dumpxlate.p2m_file import read_map
+    from dumpxlate.p2m.files import read_map
     from dumpxlate.registry import open_dump
 
     frames = None if p2m is None else read_map(p2m, p2m_format)

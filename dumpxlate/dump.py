@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from dumpxlate.arch import Arch
     from dumpxlate.arrays import Int64s, UInt8s
-    from dumpxlate.notes import Note
-    from dumpxlate.p2m import P2M
+    from dumpxlate.elf.notes import Note
+    from dumpxlate.io.source import Source
+    from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import PageStore
-    from dumpxlate.source import Source
+    from dumpxlate.paging.virtual import VirtualMemory
     from dumpxlate.structs import Endian
-    from dumpxlate.virtual import VirtualMemory
     from dumpxlate.vmcoreinfo import VmCoreInfo
 
 __all__ = ["Cpu", "Dump", "Machine", "Space"]
@@ -165,7 +165,7 @@ class Dump:
             MapError: a PV guest's page tables need its map.
             ValueError: there is no such processor.
         """
-        from dumpxlate.virtual import virtual_memory
+        from dumpxlate.paging.virtual import virtual_memory
 
         return virtual_memory(self, cpu=cpu, cr3=cr3)
 

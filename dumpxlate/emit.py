@@ -12,7 +12,7 @@ from dumpxlate.pages import PageBatch, PageState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from dumpxlate.sink import Sink
+    from dumpxlate.io.sink import Sink
 
 __all__ = ["append_pages", "by_run"]
 

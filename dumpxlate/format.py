@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from dumpxlate.codecs import Codec
     from dumpxlate.dump import Dump
+    from dumpxlate.io.sink import Output, Sink
+    from dumpxlate.io.source import Source
     from dumpxlate.pages import CodecId, PageBatch
     from dumpxlate.pageset import PageSet
-    from dumpxlate.sink import Output, Sink
-    from dumpxlate.source import Source
 
 __all__ = [
     "Accompanied",

@@ -22,9 +22,9 @@ import numpy as np
 
 from dumpxlate.arch import i386, prstatus_desc, qemu_note, read_prstatus, xen_vcpu
 from dumpxlate.dump import Cpu, Dump
+from dumpxlate.elf.notes import NT_PRSTATUS, Note
 from dumpxlate.errors import CorruptDumpError
-from dumpxlate.notes import NT_PRSTATUS, Note
-from dumpxlate.p2m import P2M, FrameRuns
+from dumpxlate.p2m.map import P2M, FrameRuns
 from dumpxlate.vmcoreinfo import VmCoreInfo
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from dumpxlate.arrays import Bools, Int32s, Int64s, UInt8s
     from dumpxlate.extents import Extents
-    from dumpxlate.p2m import P2M
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
+    from dumpxlate.p2m.map import P2M
 
 __all__ = [
     "BATCH_BYTES",

@@ -18,18 +18,18 @@ from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.errors import CorruptDumpError, CorruptPageError, LossyConversionError, MapError, OutputError
 from dumpxlate.format import Accompanied, Loss, WriteOptions
+from dumpxlate.io.sink import FileSink, PipeSink
 from dumpxlate.pages import MISS_LIMIT, CodecId, PageBatch, PageState, PageTable, RemappedStore, windows
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.registry import find_format, find_wrapper
-from dumpxlate.sink import FileSink, PipeSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import Writer
+    from dumpxlate.io.sink import Output, Sink
     from dumpxlate.pages import MapFit, PageStore
-    from dumpxlate.sink import Output, Sink
 
 __all__ = ["FLATTENED", "BadPages", "Report", "convert", "convert_set"]
 

@@ -19,14 +19,14 @@ from dumpxlate.errors import (
     UnsupportedFeatureError,
 )
 from dumpxlate.format import OpenOptions
-from dumpxlate.source import open_source, spooled
+from dumpxlate.io.source import open_source, spooled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import Format, Match, Wrapper
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = [
     "all_formats",

@@ -13,11 +13,11 @@ import numpy as np
 
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.extents import Extents, first_wins, merge
-from dumpxlate.joined import TailedSource
+from dumpxlate.io.joined import TailedSource
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["SegmentIndex", "index_segments"]
 

@@ -22,8 +22,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dumpxlate.elf.notes import Note, parse_notes
 from dumpxlate.errors import CorruptDumpError
-from dumpxlate.notes import Note, parse_notes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from dumpxlate.arch import by_name, i386
 from dumpxlate.arch.xen_vcpu import CONTEXT_32, CONTEXT_64, context_bytes, context_layout, to_core_registers
 from dumpxlate.dump import Cpu, Machine
+from dumpxlate.elf.notes import NT_PRSTATUS
 from dumpxlate.guest_notes import OWN
-from dumpxlate.notes import NT_PRSTATUS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from dumpxlate.arch.xen_vcpu import WordBits
     from dumpxlate.dump import Dump
-    from dumpxlate.notes import Note
+    from dumpxlate.elf.notes import Note
 
 __all__ = [
     "MAX_FRAME",

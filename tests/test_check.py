@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dumpxlate.errors import CorruptDumpError
+from dumpxlate.io.source import BytesSource
 from dumpxlate.registry import open_from
-from dumpxlate.source import BytesSource
-from dumpxlate.verify_check import BadRun, CheckReport, check
+from dumpxlate.verify.check import BadRun, CheckReport, check
 from tests.builders import avml, elf, flattened, kdump, lime, xen_core, xendump
 from tests.builders.elf_notes import cpu_notes, vmcoreinfo
 from tests.builders.guest import Guest, page, small_guest, stored_runs

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import dumpxlate
 from dumpxlate.errors import MapError
+from dumpxlate.io.source import BytesSource, PreadFile
 from dumpxlate.registry import open_from
-from dumpxlate.source import BytesSource, PreadFile
-from dumpxlate.verify import Comparison, Outcome, PageDifference, compare
+from dumpxlate.verify.compare import Comparison, Outcome, PageDifference, compare
 from tests.builders import avml, elf, flattened, kdump, lime, raw, xen_core, xendump
 from tests.builders.elf_notes import cpu_notes, vmcoreinfo
 from tests.builders.guest import Guest, named_block, page, small_guest, stored_runs

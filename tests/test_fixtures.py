@@ -9,7 +9,7 @@ import pytest
 
 import dumpxlate
 from dumpxlate import errors
-from dumpxlate.verify_check import check
+from dumpxlate.verify.check import check
 from tests.conftest import SHARED
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dumpxlate import page_map
-from dumpxlate.p2m import P2M
-from dumpxlate.page_map import Ranges, map_pages, page_ranges
+from dumpxlate.describe import page_map
+from dumpxlate.describe.page_map import Ranges, map_pages, page_ranges
+from dumpxlate.io.source import BytesSource
+from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import CodecId, DeferredStore, IndexedStore, PageState
 from dumpxlate.registry import open_from
-from dumpxlate.source import BytesSource
 from tests.builders import avml, elf, flattened, kdump, lime, raw, xen_core, xendump
 from tests.builders.guest import Guest, small_guest, stored_runs
 from tests.conftest import ROOT
@@ -212,7 +212,7 @@ def test_machine_frames_that_follow_each_other(monkeypatch: pytest.MonkeyPatch) 
     found = ranges(dump)
     assert (found.start.tolist(), found.count.tolist(), found.mfn.tolist()) == ([0], [64], [0x5000])
     # A map that was read in pieces has its runs cut.
-    monkeypatch.setattr("dumpxlate.p2m._CHUNK", 8)
+    monkeypatch.setattr("dumpxlate.p2m.map._CHUNK", 8)
     entries = np.array(list(guest.mfns.values()), np.uint64)
     cut = opened(xendump.build(guest, order="pfn")).with_p2m(P2M.from_entries(entries, 8))
     assert len(cut.p2m.runs.pfn) == 8  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ import pytest
 
 import dumpxlate
 from dumpxlate.dump import Dump, Space
-from dumpxlate.p2m import P2M
+from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import PageState
 from dumpxlate.registry import all_formats, open_dump
 from tests.builders import avml, elf_cores, kdump, lime, raw, xen_core, xen_stream, xendump

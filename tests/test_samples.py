@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import dumpxlate
-from dumpxlate.verify_check import check
+from dumpxlate.verify.check import check
 from tests.conftest import SAMPLES
 
 if TYPE_CHECKING:

@@ -108,7 +108,7 @@ def _supplied(
     Raises:
         ValueError: the file has no such text.
     """
-    from dumpxlate.describe import printable
+    from dumpxlate.describe.dump import printable
     from dumpxlate.vmcoreinfo import MAX_BYTES, VmCoreInfo
     from dumpxlate.vmcoreinfo_search import find, with_vmcoreinfo
 
@@ -134,7 +134,7 @@ def _supplied(
 def _tell(done: list[Report], file: Path | None) -> None:
     """Sum up what was written, and leave with the code for it."""
     from dumpxlate.cli.render import summary
-    from dumpxlate.describe import describe_report
+    from dumpxlate.describe.dump import describe_report
 
     described: list[dict[str, Any]] = [describe_report(each) for each in done]
     if file:

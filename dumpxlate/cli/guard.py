@@ -82,7 +82,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _leave(error: BaseException) -> NoReturn:
-    from dumpxlate.describe import printable
+    from dumpxlate.describe.dump import printable
 
     if isinstance(error, BrokenPipeError):
         # Whoever read our stdout has gone; keep the interpreter from complaining again when it flushes.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dumpxlate.dump import Cpu, Dump
-    from dumpxlate.sink import PipeSink
+    from dumpxlate.io.sink import PipeSink
 
 __all__ = ["regs", "vmcoreinfo"]
 
@@ -43,7 +43,7 @@ def regs(
     """Show the registers of each vcpu; exit code 1 if the dump has none."""
     from dumpxlate.cli.render import show_json
     from dumpxlate.cli.render_guest import describe_registers, show_registers
-    from dumpxlate.describe import printable
+    from dumpxlate.describe.dump import printable
 
     with open_dump(files, format=format, p2m=p2m, kind=p2m_format) as dump:
         if not dump.cpus:
@@ -89,7 +89,7 @@ def vmcoreinfo(
     """Show the kernel's VMCOREINFO, found in the guest's memory if the file has none; exit code 1 if neither has."""
     from dumpxlate.cli.render import show_json
     from dumpxlate.cli.render_guest import describe_vmcoreinfo, show_vmcoreinfo
-    from dumpxlate.describe import printable
+    from dumpxlate.describe.dump import printable
     from dumpxlate.vmcoreinfo_search import find
 
     found = None
@@ -114,7 +114,7 @@ def vmcoreinfo(
 
 def _write(text: str, target: Path | PipeSink, *, force: bool, inputs: list[str]) -> None:
     """Write the text as the kernel wrote it."""
-    from dumpxlate.sink import FileSink, PipeSink
+    from dumpxlate.io.sink import FileSink, PipeSink
 
     sink = target if isinstance(target, PipeSink) else FileSink(target, overwrite=force, inputs=inputs)
     with sink:

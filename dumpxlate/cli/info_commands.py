@@ -25,7 +25,7 @@ def info(
 ) -> None:
     """Say what a dump is: format, machine, memory, registers, notes, what is missing, what to do next."""
     from dumpxlate.cli.render import show_dump, show_json
-    from dumpxlate.describe import describe_dump
+    from dumpxlate.describe.dump import describe_dump
 
     for names in [files] if together else [[path] for path in files]:
         with open_dump(names, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
@@ -40,7 +40,7 @@ def info(
 def formats(as_json: AsJson = False) -> None:
     """List the formats that can be read and written, with their codecs and options."""
     from dumpxlate.cli.render import show_formats, show_json
-    from dumpxlate.describe import describe_formats
+    from dumpxlate.describe.dump import describe_formats
 
     described = describe_formats()
     if as_json:

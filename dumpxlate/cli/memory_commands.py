@@ -86,10 +86,10 @@ def _physical_reader(dump: Dump) -> Reader:
 
 
 def _machine_reader(dump: Dump) -> Reader:
-    from dumpxlate.addrxlat import frame_map
     from dumpxlate.dump import Space
     from dumpxlate.memory import PhysicalMemory
-    from dumpxlate.virtual import TranslatedMemory
+    from dumpxlate.paging.addrxlat import frame_map
+    from dumpxlate.paging.virtual import TranslatedMemory
 
     if dump.frames is not None:
         return PhysicalMemory(dump.frames).read
@@ -115,7 +115,7 @@ def translate(
     """Show how a virtual address becomes a physical one, and where its page is. Exit code 1 if it is unmapped."""
     from dumpxlate.cli.render import show_json
     from dumpxlate.cli.render_memory import show_translation
-    from dumpxlate.describe_memory import describe_translation
+    from dumpxlate.describe.memory import describe_translation
 
     with open_dump([file], format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
         described = describe_translation(dump, address, cpu=cpu, cr3=cr3)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dumpxlate.dump import Dump
-    from dumpxlate.sink import PipeSink
+    from dumpxlate.io.sink import PipeSink
 
 __all__ = [
     "AllowLoss",
@@ -146,7 +146,7 @@ def output(name: str) -> Path | PipeSink:
         OutputError: stdout is a terminal.
     """
     from dumpxlate.errors import OutputError
-    from dumpxlate.sink import PipeSink
+    from dumpxlate.io.sink import PipeSink
 
     if name != "-":
         return Path(name)

@@ -24,8 +24,8 @@ def p2m_show(
 ) -> None:
     """Describe a map: entries, runs, holes, duplicates, highest pfn."""
     from dumpxlate.cli.render import show_json, show_p2m
-    from dumpxlate.describe import describe_p2m, printable
-    from dumpxlate.p2m_file import read_map
+    from dumpxlate.describe.dump import describe_p2m, printable
+    from dumpxlate.p2m.files import read_map
 
     described = describe_p2m(read_map(path, kind.value if kind else None))
     if as_json:
@@ -46,8 +46,8 @@ def p2m_convert(
     force: Force = False,
 ) -> None:
     """Write a map as another kind."""
-    from dumpxlate.p2m_file import kind_for, read_map, write_map
-    from dumpxlate.sink import FileSink
+    from dumpxlate.io.sink import FileSink
+    from dumpxlate.p2m.files import kind_for, read_map, write_map
 
     p2m = read_map(source, kind.value if kind else None)
     with FileSink(target, overwrite=force, inputs=[source]) as sink:

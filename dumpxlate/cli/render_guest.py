@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from dumpxlate.cli.render import console, facts
-from dumpxlate.describe import printable
+from dumpxlate.describe.dump import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -52,9 +52,9 @@ def compare(
     --from and --p2m speak of A.
     """
     from dumpxlate.cli.render_verify import show_comparison
-    from dumpxlate.describe import printable
-    from dumpxlate.verify import compare as run
-    from dumpxlate.verify_describe import describe_comparison
+    from dumpxlate.describe.dump import printable
+    from dumpxlate.describe.verify import describe_comparison
+    from dumpxlate.verify.compare import compare as run
 
     with (
         open_dump([a], format=format, p2m=p2m, kind=p2m_format, missing=missing) as left,
@@ -85,8 +85,8 @@ def check(
 ) -> None:
     """Check that every page is there and decodes: exit code 0 if nothing is wrong, else 1 (5: it cannot be opened)."""
     from dumpxlate.cli.render_verify import show_check
-    from dumpxlate.verify_check import check as run
-    from dumpxlate.verify_describe import describe_check
+    from dumpxlate.describe.verify import describe_check
+    from dumpxlate.verify.check import check as run
 
     with open_dump(files, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
         with show_progress(progress) as callback:
@@ -109,8 +109,8 @@ def map_(
 ) -> None:
     """Show which pages are stored, zero, left out and absent, and where; reads the index, never pages."""
     from dumpxlate.cli.render_verify import bar_cells, show_bar, show_map
-    from dumpxlate.page_map import map_pages
-    from dumpxlate.verify_describe import describe_map
+    from dumpxlate.describe.page_map import map_pages
+    from dumpxlate.describe.verify import describe_map
 
     cells = 0 if as_json else bar_cells()
     with open_dump(files, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:

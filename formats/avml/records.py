@@ -14,7 +14,7 @@ from dumpxlate.lime import AVML_MAGIC, LIME_MAGIC, RECORD, LimeHeader, check_rec
 from dumpxlate.structs import parse
 
 if TYPE_CHECKING:
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["Blocks", "find_blocks", "is_mixed"]
 

@@ -17,7 +17,7 @@ from dumpxlate.pages import CodecId, PageBatch, PageState
 if TYPE_CHECKING:
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
-    from dumpxlate.sink import Sink
+    from dumpxlate.io.sink import Sink
 
 __all__ = ["AvmlWriter"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from dumpxlate.format import Confidence, Match
 
 if TYPE_CHECKING:
-    from dumpxlate.sink import Output
-    from dumpxlate.source import Source
+    from dumpxlate.io.sink import Output
+    from dumpxlate.io.source import Source
 
 __all__ = ["FORMAT"]
 

@@ -13,7 +13,7 @@ from dumpxlate.errors import MissingCodecError, UnsupportedFeatureError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["Decompressor", "decompressor", "is_start", "kind_of"]
 

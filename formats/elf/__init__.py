@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import OpenOptions, WriteOptions, Writer
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["FORMAT"]
 

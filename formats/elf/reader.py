@@ -8,18 +8,18 @@ import numpy as np
 
 from dumpxlate.arch import by_machine_or_unknown
 from dumpxlate.dump import Dump, Machine
-from dumpxlate.elf import ET_CORE, PT_NOTE, ElfFile, Segments, machine_name, read_elf
+from dumpxlate.elf.container import ET_CORE, PT_NOTE, ElfFile, Segments, machine_name, read_elf
+from dumpxlate.elf.notes import NT_AUXV, NT_FILE, NT_TASKSTRUCT, parse_notes
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.guest_notes import blocks_from_notes, cpus_from_notes, p2m_from_notes, vmcoreinfo_from_notes
-from dumpxlate.notes import NT_AUXV, NT_FILE, NT_TASKSTRUCT, parse_notes
 from dumpxlate.pages import IndexedStore
 from dumpxlate.pageset import PageRuns, difference
 from dumpxlate.segments import index_segments
 
 if TYPE_CHECKING:
+    from dumpxlate.elf.notes import Note
     from dumpxlate.format import OpenOptions
-    from dumpxlate.notes import Note
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["open_elf"]
 

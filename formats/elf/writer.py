@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dumpxlate.elf import PT_NOTE, Segments, program_headers
+from dumpxlate.elf.container import PT_NOTE, Segments, program_headers
+from dumpxlate.elf.notes import pack_notes
 from dumpxlate.emit import TrimmedSink, append_pages
 from dumpxlate.format import require_physical
 from dumpxlate.guest_notes import notes_for
-from dumpxlate.notes import pack_notes
 from dumpxlate.pages import CodecId
 from dumpxlate.pageset import difference
 from dumpxlate.version import PRODUCER
@@ -20,9 +20,9 @@ from dumpxlate.window import Window
 if TYPE_CHECKING:
     from dumpxlate.dump import Dump, Machine
     from dumpxlate.format import Loss, WriteOptions
+    from dumpxlate.io.sink import Sink
     from dumpxlate.pages import PageBatch
     from dumpxlate.pageset import PageSet
-    from dumpxlate.sink import Sink
 
 __all__ = ["ElfWriter"]
 

@@ -25,8 +25,8 @@ from dumpxlate.format import Confidence, Match
 from dumpxlate.formats.flattened.layout import SIGNATURE
 
 if TYPE_CHECKING:
-    from dumpxlate.sink import Output
-    from dumpxlate.source import Source
+    from dumpxlate.io.sink import Output
+    from dumpxlate.io.source import Source
 
 __all__ = ["FORMAT"]
 

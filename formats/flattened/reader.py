@@ -21,12 +21,12 @@ from dumpxlate.formats.flattened.layout import (
     MakedumpfileDataHeader,
     MakedumpfileHeader,
 )
-from dumpxlate.spliced import SplicedSource
+from dumpxlate.io.spliced import SplicedSource
 from dumpxlate.structs import parse, size_of
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["open_flattened"]
 

@@ -18,7 +18,7 @@ from dumpxlate.structs import pack
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dumpxlate.sink import Output
+    from dumpxlate.io.sink import Output
 
 __all__ = ["FlattenedSink"]
 

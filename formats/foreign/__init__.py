@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import OpenOptions, WriteOptions
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["FORMAT"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 

@@ -23,7 +23,7 @@ from dumpxlate.structs import parse, size_of
 if TYPE_CHECKING:
     from dumpxlate.arch import Arch
     from dumpxlate.formats.kdump.layout import Header, SubHeader
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
     from dumpxlate.structs import Endian
 
 __all__ = ["MAX_PFN", "Part", "arch_named", "read_part", "text_of"]

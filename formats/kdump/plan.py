@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dumpxlate.elf.notes import pack_notes
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.formats.kdump.header import MAX_PFN
 from dumpxlate.formats.kdump.layout import (
@@ -19,7 +20,6 @@ from dumpxlate.formats.kdump.layout import (
 )
 from dumpxlate.formats.kdump.table import ROW
 from dumpxlate.guest_notes import notes_for
-from dumpxlate.notes import pack_notes
 from dumpxlate.structs import pack, size_of
 from dumpxlate.version import __version__
 

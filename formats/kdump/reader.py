@@ -8,6 +8,7 @@ import numpy as np
 
 from dumpxlate.arch import all_arches, by_machine_or_unknown
 from dumpxlate.dump import Dump, Machine
+from dumpxlate.elf.notes import NT_PRSTATUS, Note, parse_notes
 from dumpxlate.errors import CorruptDumpError, FormatError
 from dumpxlate.formats.kdump.header import arch_named, read_part, text_of
 from dumpxlate.formats.kdump.layout import FLAG_OF_CODEC, LAST_VERSION, KdumpSubHeader32Packed
@@ -15,8 +16,7 @@ from dumpxlate.formats.kdump.parts import gaps, in_order
 from dumpxlate.formats.kdump.store import KdumpStore, ShiftedStore, stored_bitmap
 from dumpxlate.formats.kdump.table import DescriptorTable
 from dumpxlate.guest_notes import blocks_from_notes, cpus_from_notes, p2m_from_notes, vmcoreinfo_from_notes
-from dumpxlate.joined import ConcatenatedSource
-from dumpxlate.notes import NT_PRSTATUS, Note, parse_notes
+from dumpxlate.io.joined import ConcatenatedSource
 from dumpxlate.pages import DeferredStore
 from dumpxlate.vmcoreinfo import VmCoreInfo
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from dumpxlate.arch import Arch
     from dumpxlate.bitmap import PageBitmap
     from dumpxlate.formats.kdump.header import Part
+    from dumpxlate.io.source import Source
     from dumpxlate.pages import PageStore
-    from dumpxlate.source import Source
 
 __all__ = ["UTSNAME", "open_kdump"]
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from dumpxlate.arrays import Int32s, Int64s, UInt8s
     from dumpxlate.formats.kdump.header import Part
+    from dumpxlate.io.source import Source
     from dumpxlate.pageset import PageSet
-    from dumpxlate.source import Source
     from dumpxlate.structs import Endian
 
 __all__ = ["ROW", "DescriptorTable", "Found"]

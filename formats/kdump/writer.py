@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from dumpxlate.codecs import Codec
     from dumpxlate.dump import Dump
     from dumpxlate.format import Loss, WriteOptions
+    from dumpxlate.io.sink import Sink
     from dumpxlate.pages import PageBatch, PageStore, PageTable
     from dumpxlate.pageset import PageSet
-    from dumpxlate.sink import Sink
 
 __all__ = ["KdumpWriter"]
 

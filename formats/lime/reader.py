@@ -16,7 +16,7 @@ from dumpxlate.segments import index_segments
 from dumpxlate.structs import parse
 
 if TYPE_CHECKING:
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["open_lime"]
 

@@ -14,8 +14,8 @@ from dumpxlate.pages import CodecId
 if TYPE_CHECKING:
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
+    from dumpxlate.io.sink import Sink
     from dumpxlate.pages import PageBatch
-    from dumpxlate.sink import Sink
 
 __all__ = ["LimeWriter"]
 

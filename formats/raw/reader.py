@@ -10,7 +10,7 @@ from dumpxlate.bare import ASSUMED, assumed_machine
 from dumpxlate.dump import Dump
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.formats.raw.map_file import find_map
-from dumpxlate.joined import ConcatenatedSource
+from dumpxlate.io.joined import ConcatenatedSource
 from dumpxlate.pages import IndexedStore
 from dumpxlate.pageset import EMPTY, PageRuns, difference, intersection
 from dumpxlate.segments import index_segments
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.format import OpenOptions
     from dumpxlate.formats.raw.map_file import RawMap
+    from dumpxlate.io.source import Source
     from dumpxlate.pageset import PageSet
     from dumpxlate.segments import SegmentIndex
-    from dumpxlate.source import Source
 
 __all__ = ["open_raw"]
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
+    from dumpxlate.io.sink import Sink
     from dumpxlate.pages import PageBatch
-    from dumpxlate.sink import Sink
 
 __all__ = ["RawWriter"]
 

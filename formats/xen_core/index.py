@@ -9,7 +9,7 @@ import numpy as np
 
 from dumpxlate.errors import CorruptDumpError
 from dumpxlate.extents import ExtentsBuilder
-from dumpxlate.p2m import P2M, FrameRuns
+from dumpxlate.p2m.map import P2M, FrameRuns
 from dumpxlate.pages import IndexedStore
 from dumpxlate.xen import MAX_FRAME
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dumpxlate.arrays import Int64s
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
     from dumpxlate.structs import Endian
 
 __all__ = ["PageIndex"]

@@ -8,12 +8,8 @@ from typing import TYPE_CHECKING
 from dumpxlate.arch import by_machine_or_unknown
 from dumpxlate.arch.xen_vcpu import CONTEXT_32
 from dumpxlate.dump import Cpu, Dump, Machine
-from dumpxlate.elf import ET_CORE, ElfFile, Section, machine_name, read_elf
-from dumpxlate.errors import CorruptDumpError, FormatError, TruncatedDumpError, UnsupportedFeatureError
-from dumpxlate.format import Confidence, Match
-from dumpxlate.formats.xen_core import layout
-from dumpxlate.formats.xen_core.index import PageIndex
-from dumpxlate.notes import (
+from dumpxlate.elf.container import ET_CORE, ElfFile, Section, machine_name, read_elf
+from dumpxlate.elf.notes import (
     NT_XEN_DUMPCORE_FORMAT_VERSION,
     NT_XEN_DUMPCORE_HEADER,
     NT_XEN_DUMPCORE_NONE,
@@ -21,8 +17,12 @@ from dumpxlate.notes import (
     pack_notes,
     parse_notes,
 )
-from dumpxlate.notes import Note as ElfNote
-from dumpxlate.p2m import DeferredP2M
+from dumpxlate.elf.notes import Note as ElfNote
+from dumpxlate.errors import CorruptDumpError, FormatError, TruncatedDumpError, UnsupportedFeatureError
+from dumpxlate.format import Confidence, Match
+from dumpxlate.formats.xen_core import layout
+from dumpxlate.formats.xen_core.index import PageIndex
+from dumpxlate.p2m.map import DeferredP2M
 from dumpxlate.pages import DeferredStore
 from dumpxlate.structs import parse, size_of
 from dumpxlate.xen import MAX_VCPUS, PAGE_SIZE, context_width, xen_cpus, xen_machine
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dumpxlate.arch.xen_vcpu import WordBits
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["open_xen_core", "recognise"]
 

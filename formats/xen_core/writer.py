@@ -6,13 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.elf import ELF_MAGIC, ET_CORE
-from dumpxlate.elf_layout import Elf64_Ehdr, Elf64_Shdr
-from dumpxlate.emit import append_pages
-from dumpxlate.errors import MapError, UnsupportedFeatureError
-from dumpxlate.format import Loss, require_physical
-from dumpxlate.formats.xen_core import layout
-from dumpxlate.notes import (
+from dumpxlate.elf.container import ELF_MAGIC, ET_CORE
+from dumpxlate.elf.layout import Elf64_Ehdr, Elf64_Shdr
+from dumpxlate.elf.notes import (
     NT_XEN_DUMPCORE_FORMAT_VERSION,
     NT_XEN_DUMPCORE_HEADER,
     NT_XEN_DUMPCORE_NONE,
@@ -20,6 +16,10 @@ from dumpxlate.notes import (
     Note,
     pack_notes,
 )
+from dumpxlate.emit import append_pages
+from dumpxlate.errors import MapError, UnsupportedFeatureError
+from dumpxlate.format import Loss, require_physical
+from dumpxlate.formats.xen_core import layout
 from dumpxlate.pages import CodecId
 from dumpxlate.structs import pack, size_of
 from dumpxlate.xen import PAGE_SIZE, uncarried, xen_contexts
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from dumpxlate.arch.xen_vcpu import WordBits
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
-    from dumpxlate.p2m import P2M
+    from dumpxlate.io.sink import Sink
+    from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import PageBatch
     from dumpxlate.pageset import PageSet
-    from dumpxlate.sink import Sink
 
 __all__ = ["XenCoreWriter"]
 

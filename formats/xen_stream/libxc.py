@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.arch.xen_vcpu import WordBits
     from dumpxlate.dump import Cpu
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["Libxc", "read_libxc"]
 

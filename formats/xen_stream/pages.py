@@ -16,7 +16,7 @@ from dumpxlate.xen import MAX_FRAME, PAGE_SIZE
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s, UInt64s
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["PageRecords"]
 

@@ -16,7 +16,7 @@ from dumpxlate.structs import parse, size_of
 from dumpxlate.xen import xen_machine
 
 if TYPE_CHECKING:
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["open_xen_stream"]
 

@@ -21,7 +21,7 @@ from dumpxlate.xen import context_width, xen_cpus, xen_machine
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["open_xendump"]
 

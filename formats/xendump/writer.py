@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
-    from dumpxlate.p2m import P2M
+    from dumpxlate.io.sink import Sink
+    from dumpxlate.p2m.map import P2M
     from dumpxlate.pageset import PageSet
-    from dumpxlate.sink import Sink
 
 __all__ = ["XenDumpWriter"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dumpxlate import aio
-from dumpxlate.source import PreadFile
+from dumpxlate.io import aio
+from dumpxlate.io.source import PreadFile
 
 DATA = random.Random(5).randbytes(300_000)
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dumpxlate.elf import (
+from dumpxlate.elf.container import (
     PN_XNUM,
     PT_LOAD,
     PT_NOTE,
@@ -28,7 +28,7 @@ from dumpxlate.elf import (
     read_elf,
 )
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
-from dumpxlate.source import BytesSource
+from dumpxlate.io.source import BytesSource
 from tests.builders.elf import EHDR, PHDR, SHDR, SIZES, Segment, build, layout
 from tests.builders.elf_notes import note
 from tests.builders.packing import pack, place

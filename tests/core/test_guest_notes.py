@@ -11,6 +11,7 @@ import pytest
 
 from dumpxlate.arch import by_machine_or_unknown, by_name
 from dumpxlate.dump import Cpu, Dump, Machine
+from dumpxlate.elf.notes import Note, parse_notes
 from dumpxlate.errors import CorruptDumpError
 from dumpxlate.extents import Extents
 from dumpxlate.guest_notes import (
@@ -21,10 +22,9 @@ from dumpxlate.guest_notes import (
     p2m_from_notes,
     vmcoreinfo_from_notes,
 )
-from dumpxlate.notes import Note, parse_notes
-from dumpxlate.p2m import P2M
+from dumpxlate.io.source import BytesSource
+from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import IndexedStore
-from dumpxlate.source import BytesSource
 from dumpxlate.vmcoreinfo import VmCoreInfo
 from tests.builders import elf_notes, xen_vcpu
 from tests.builders.guest import Guest, register

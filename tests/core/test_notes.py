@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumpxlate.notes import MAX_NOTES, NT_VBOXCORE, NT_VBOXCPU, Note, pack_notes, parse_notes
+from dumpxlate.elf.notes import MAX_NOTES, NT_VBOXCORE, NT_VBOXCPU, Note, pack_notes, parse_notes
 
 if TYPE_CHECKING:
     from pathlib import Path

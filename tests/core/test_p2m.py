@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dumpxlate import p2m as module
 from dumpxlate.bitmap import PageBitmap
-from dumpxlate.p2m import P2M, FrameRuns
+from dumpxlate.p2m import map as module
+from dumpxlate.p2m.map import P2M, FrameRuns
 from dumpxlate.pageset import PageRuns
 from tests.builders import p2m as builder
 

@@ -16,18 +16,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dumpxlate import p2m_file as module
 from dumpxlate.errors import MapError
-from dumpxlate.p2m import P2M
-from dumpxlate.p2m_file import MAP_KINDS, detect_kind, kind_for, read_map, write_map
-from dumpxlate.sink import FileSink, PipeSink
+from dumpxlate.io.sink import FileSink, PipeSink
+from dumpxlate.p2m import files as module
+from dumpxlate.p2m.files import MAP_KINDS, detect_kind, kind_for, read_map, write_map
+from dumpxlate.p2m.map import P2M
 from tests.builders import p2m as builder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from dumpxlate.p2m_file import MapKind
+    from dumpxlate.p2m.files import MapKind
 
 ALL_ONES = (1 << 64) - 1
 # Holes, swapped neighbours, two pfns on one frame, a frame beyond 4 GiB, a flagged entry of each kind.

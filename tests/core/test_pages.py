@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from dumpxlate.bitmap import PageBitmap
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.extents import Extents
-from dumpxlate.joined import TailedSource
-from dumpxlate.p2m import P2M
+from dumpxlate.io.joined import TailedSource
+from dumpxlate.io.source import BytesSource
+from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import (
     CodecId,
     DeferredStore,
@@ -27,7 +28,6 @@ from dumpxlate.pages import (
     windows,
 )
 from dumpxlate.pageset import EMPTY, PageRuns
-from dumpxlate.source import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

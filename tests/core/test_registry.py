@@ -22,14 +22,14 @@ from dumpxlate.errors import (
 )
 from dumpxlate.extents import Extents
 from dumpxlate.format import Confidence, Match, OpenOptions
+from dumpxlate.io.source import BytesSource
 from dumpxlate.pages import IndexedStore
-from dumpxlate.source import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 
 @dataclass

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from dumpxlate import segments
 from dumpxlate.errors import TruncatedDumpError, UnsupportedFeatureError
-from dumpxlate.joined import TailedSource
+from dumpxlate.io.joined import TailedSource
+from dumpxlate.io.source import BytesSource
 from dumpxlate.pages import IndexedStore, PageState
 from dumpxlate.segments import index_segments
-from dumpxlate.source import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dumpxlate import emit
-from dumpxlate import sink as module
 from dumpxlate.emit import TrimmedSink, append_pages, by_run
 from dumpxlate.errors import OutputError
+from dumpxlate.io import sink as module
+from dumpxlate.io.sink import FileSink, PipeSink
 from dumpxlate.pages import PageBatch, PageState, PageTable
-from dumpxlate.sink import FileSink, PipeSink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -499,7 +499,7 @@ def test_a_trimmed_sink_is_a_slice(groups: list[list[bytes] | int], skip: int, l
 
 def test_a_signal_before_the_with_block_leaves_nothing(tmp_path: Path) -> None:
     """The sink exists, the block that would remove it was never entered."""
-    code = "import sys; from dumpxlate.sink import FileSink; kept = FileSink(sys.argv[1]); raise KeyboardInterrupt"
+    code = "import sys; from dumpxlate.io.sink import FileSink; kept = FileSink(sys.argv[1]); raise KeyboardInterrupt"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True)
     assert b"KeyboardInterrupt" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dumpxlate import source as module
 from dumpxlate.errors import TruncatedDumpError, UnknownFormatError
-from dumpxlate.joined import ConcatenatedSource, TailedSource
-from dumpxlate.source import BytesSource, MappedFile, PreadFile, open_source
+from dumpxlate.io import source as module
+from dumpxlate.io.joined import ConcatenatedSource, TailedSource
+from dumpxlate.io.source import BytesSource, MappedFile, PreadFile, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from dumpxlate.arrays import Int32s, Int64s
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 DATA = random.Random(5).randbytes(10_000)
 SIZE = len(DATA)

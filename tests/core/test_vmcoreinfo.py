@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dumpxlate.elf.notes import Note
 from dumpxlate.errors import CorruptDumpError
-from dumpxlate.notes import Note
 from dumpxlate.vmcoreinfo import MAX_BYTES, MAX_LINES, VmCoreInfo
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import dumpxlate
-from dumpxlate.notes import Note
+from dumpxlate.elf.notes import Note
+from dumpxlate.io.source import BytesSource
 from dumpxlate.registry import open_from
-from dumpxlate.source import BytesSource
 from dumpxlate.vmcoreinfo import VmCoreInfo
 from dumpxlate.vmcoreinfo_search import MAX_CANDIDATES, Found, find, with_vmcoreinfo
 from tests.builders import elf, kdump, lime

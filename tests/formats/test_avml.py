@@ -16,9 +16,9 @@ from dumpxlate.format import Confidence, OpenOptions, WriteOptions
 from dumpxlate.formats.avml import FORMAT
 from dumpxlate.formats.avml.reader import ChunkedSource
 from dumpxlate.formats.avml.records import find_blocks
+from dumpxlate.io.sink import PipeSink
+from dumpxlate.io.source import BytesSource, open_source
 from dumpxlate.pages import PageState
-from dumpxlate.sink import PipeSink
-from dumpxlate.source import BytesSource, open_source
 from tests.builders import avml, codecs, elf_cores, lime
 from tests.builders.guest import far_guest, page, small_guest, stored_runs
 from tests.peers import peers

@@ -25,7 +25,7 @@ from dumpxlate import errors
 from dumpxlate.formats.compressed import FORMAT, unpack
 from dumpxlate.formats.compressed.kinds import decompressor
 from dumpxlate.formats.compressed.unpack import UnpackedFile
-from dumpxlate.source import BytesSource, open_source
+from dumpxlate.io.source import BytesSource, open_source
 from tests.builders import elf_cores, flattened, lime
 from tests.builders.guest import small_guest
 
@@ -218,7 +218,7 @@ def test_room_is_left_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 BOMB = """
 import re, sys
 from dumpxlate.formats.compressed import FORMAT
-from dumpxlate.source import open_source
+from dumpxlate.io.source import open_source
 with FORMAT.unwrap(open_source(sys.argv[1])) as inner:
     assert inner.size == 1 << 29, inner.complaint
     assert not len(inner.data_runs()[0])

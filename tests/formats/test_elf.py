@@ -408,7 +408,7 @@ def test_guest_with_a_map_keeps_it(tmp_path: Path) -> None:
     from tests.builders import xendump
 
     source = write(tmp_path, xendump.build(FULL))
-    from dumpxlate.p2m import P2M
+    from dumpxlate.p2m.map import P2M
 
     p2m = P2M.from_pairs(np.array(list(FULL.mfns), np.int64), np.array(list(FULL.mfns.values()), np.int64))
     with dumpxlate.open(source) as dump:

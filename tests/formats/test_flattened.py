@@ -17,9 +17,9 @@ from dumpxlate import errors
 from dumpxlate.codecs.batch import decode
 from dumpxlate.formats.flattened import FORMAT
 from dumpxlate.formats.flattened.writer import FlattenedSink
-from dumpxlate.sink import FileSink, PipeSink
-from dumpxlate.source import BytesSource, open_source
-from dumpxlate.spliced import SplicedSource
+from dumpxlate.io.sink import FileSink, PipeSink
+from dumpxlate.io.source import BytesSource, open_source
+from dumpxlate.io.spliced import SplicedSource
 from tests.builders import elf_cores, flattened
 from tests.builders.flattened import END, record
 from tests.builders.guest import small_guest
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 HEADER = 4096
 PAGE = 4096

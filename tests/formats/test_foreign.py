@@ -10,8 +10,8 @@ import dumpxlate
 from dumpxlate import errors
 from dumpxlate.format import OpenOptions, WriteOptions
 from dumpxlate.formats.foreign import FORMAT
+from dumpxlate.io.source import BytesSource
 from dumpxlate.registry import all_formats, detect
-from dumpxlate.source import BytesSource
 
 if TYPE_CHECKING:
     import subprocess

@@ -14,9 +14,9 @@ import dumpxlate
 from dumpxlate import errors
 from dumpxlate.format import Confidence, OpenOptions, WriteOptions
 from dumpxlate.formats.lime import FORMAT
+from dumpxlate.io.sink import PipeSink
+from dumpxlate.io.source import BytesSource
 from dumpxlate.pages import PageState
-from dumpxlate.sink import PipeSink
-from dumpxlate.source import BytesSource
 from tests.builders import elf_cores, lime
 from tests.builders.guest import far_guest, page, small_guest, stored_runs
 from tests.peers import peers

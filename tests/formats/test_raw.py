@@ -16,13 +16,13 @@ import pytest
 
 import dumpxlate
 from dumpxlate import errors
-from dumpxlate import source as source_module
 from dumpxlate.format import Confidence, OpenOptions, WriteOptions
 from dumpxlate.formats.raw import FORMAT
+from dumpxlate.io import source as source_module
+from dumpxlate.io.sink import PipeSink
+from dumpxlate.io.source import BytesSource
 from dumpxlate.pages import PageState
 from dumpxlate.registry import open_dump
-from dumpxlate.sink import PipeSink
-from dumpxlate.source import BytesSource
 from tests.builders import elf_cores, raw
 from tests.builders.guest import far_guest, page, small_guest
 from tests.conftest import ROOT

@@ -16,11 +16,11 @@ from dumpxlate import errors
 from dumpxlate.dump import Dump, Space
 from dumpxlate.format import Confidence, WriteOptions
 from dumpxlate.formats.xen_core import FORMAT
-from dumpxlate.p2m import P2M
+from dumpxlate.io.sink import PipeSink
+from dumpxlate.io.source import BytesSource
+from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import PageState
 from dumpxlate.registry import detect
-from dumpxlate.sink import PipeSink
-from dumpxlate.source import BytesSource
 from tests.builders import elf_cores, xen_core, xendump
 from tests.builders.guest import Guest, page, register, small_guest
 from tests.builders.xen_vcpu import context, contexts, shared_info

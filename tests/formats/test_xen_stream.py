@@ -15,9 +15,9 @@ from dumpxlate import errors
 from dumpxlate.dump import Dump, Space
 from dumpxlate.format import Confidence, WriteOptions
 from dumpxlate.formats.xen_stream import FORMAT
+from dumpxlate.io.source import BytesSource
 from dumpxlate.pages import PageState
 from dumpxlate.registry import detect
-from dumpxlate.source import BytesSource
 from tests.builders import xen_stream, xendump
 from tests.builders.guest import Guest, page, register, small_guest
 from tests.builders.xen_stream import TYPES, libxc, libxl, page_data, record, save, wrong_page, xl_header

@@ -14,7 +14,7 @@ import pytest
 import dumpxlate
 from dumpxlate import errors
 from dumpxlate.dump import Space
-from dumpxlate.p2m import P2M
+from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import PageState
 from tests.builders import xendump
 from tests.builders.guest import Guest, page, register, small_guest

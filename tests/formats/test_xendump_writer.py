@@ -14,8 +14,8 @@ from dumpxlate import errors
 from dumpxlate.dump import Dump, Space
 from dumpxlate.format import WriteOptions
 from dumpxlate.formats.xendump import FORMAT
-from dumpxlate.p2m import P2M
-from dumpxlate.sink import PipeSink
+from dumpxlate.io.sink import PipeSink
+from dumpxlate.p2m.map import P2M
 from tests.builders import elf_cores, xen_core, xendump
 from tests.builders.guest import Guest, page, register, small_guest
 from tests.builders.xen_vcpu import contexts

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from dumpxlate.errors import FormatError, MapError
-from dumpxlate.p2m import P2M, FrameRuns
-from dumpxlate.source import open_source
+from dumpxlate.io.source import open_source
+from dumpxlate.p2m.map import P2M, FrameRuns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from dumpxlate.sink import Sink
+    from dumpxlate.io.sink import Sink
 
 __all__ = ["MAP_KINDS", "MapKind", "detect_kind", "kind_for", "read_map", "write_map"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.paging import Entry, Level, Paging
+from dumpxlate.paging.format import Entry, Level, Paging
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

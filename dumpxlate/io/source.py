@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 import numpy as np
 
-from dumpxlate.aio import WORTHWHILE, read_many
 from dumpxlate.errors import TruncatedDumpError, UnknownFormatError
+from dumpxlate.io.aio import WORTHWHILE, read_many
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dumpxlate.errors import UnsupportedFeatureError
-from dumpxlate.paging import Entry, Level, Paging
+from dumpxlate.paging.format import Entry, Level, Paging
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt8s

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from dumpxlate.arrays import expand
-from dumpxlate.source import Closing, check_range, ranges_inside
+from dumpxlate.io.source import Closing, check_range, ranges_inside
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int32s, Int64s
     from dumpxlate.extents import Extents
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["SplicedSource"]
 

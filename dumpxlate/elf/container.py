@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from elftools.elf.enums import ENUM_E_MACHINE
 
-from dumpxlate.elf_layout import Elf32_Ehdr, Elf32_Phdr, Elf32_Shdr, Elf64_Ehdr, Elf64_Phdr, Elf64_Shdr
+from dumpxlate.elf.layout import Elf32_Ehdr, Elf32_Phdr, Elf32_Shdr, Elf64_Ehdr, Elf64_Phdr, Elf64_Shdr
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.structs import Endian, dtype_of, pack, parse, size_of
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = [
     "ELF_MAGIC",

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.source import BytesSource, Closing, check_range, ranges_inside
+from dumpxlate.io.source import BytesSource, Closing, check_range, ranges_inside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dumpxlate.arrays import Int32s, Int64s
-    from dumpxlate.source import Source
+    from dumpxlate.io.source import Source
 
 __all__ = ["ConcatenatedSource", "TailedSource"]
 

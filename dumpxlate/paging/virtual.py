@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.addrxlat import as_addresses, first_of, linear, page_walk, signed
 from dumpxlate.errors import MapError, TranslationError, UnsupportedFeatureError
 from dumpxlate.memory import PhysicalMemory
-from dumpxlate.paging_aarch64 import aarch64_paging
-from dumpxlate.paging_aarch64 import table_root as ttbr_root
-from dumpxlate.paging_x86 import LEGACY_PSE, LEVEL_4, LEVEL_5, PAE, has_paging, table_root, x86_paging
+from dumpxlate.paging.aarch64 import aarch64_paging
+from dumpxlate.paging.aarch64 import table_root as ttbr_root
+from dumpxlate.paging.addrxlat import as_addresses, first_of, linear, page_walk, signed
+from dumpxlate.paging.x86 import LEGACY_PSE, LEVEL_4, LEVEL_5, PAE, has_paging, table_root, x86_paging
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Literal
 
-    from dumpxlate.addrxlat import PageWalk, Trace, Translation
     from dumpxlate.arrays import Int64s, UInt64s
     from dumpxlate.dump import Cpu, Dump
-    from dumpxlate.p2m import P2M
-    from dumpxlate.paging import Paging
+    from dumpxlate.p2m.map import P2M
+    from dumpxlate.paging.addrxlat import PageWalk, Trace, Translation
+    from dumpxlate.paging.format import Paging
 
 __all__ = ["TranslatedMemory", "VirtualMemory", "kernel_translation", "virtual_memory"]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dumpxlate.dump import Space
 from dumpxlate.extents import merge
-from dumpxlate.p2m import FrameRuns
+from dumpxlate.p2m.map import FrameRuns
 from dumpxlate.pages import CodecId, DeferredStore, IndexedStore, PageState, PageTable, windows
 from dumpxlate.pageset import PageRuns, difference
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.arrays import Bools, Int64s, UInt8s
     from dumpxlate.dump import Dump
-    from dumpxlate.p2m import P2M
+    from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import PageStore
 
 __all__ = ["PageMap", "Ranges", "map_pages", "page_ranges"]

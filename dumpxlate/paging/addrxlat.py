@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dumpxlate.paging import Entry
+from dumpxlate.paging.format import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from dumpxlate.arrays import Int64s, UInt8s, UInt64s
     from dumpxlate.memory import PhysicalMemory
-    from dumpxlate.p2m import P2M
-    from dumpxlate.paging import Level, Paging
+    from dumpxlate.p2m.map import P2M
+    from dumpxlate.paging.format import Level, Paging
 
 __all__ = [
     "PageWalk",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dumpxlate.dump import Space
-from dumpxlate.p2m import DeferredP2M
+from dumpxlate.p2m.map import DeferredP2M
 from dumpxlate.pages import DeferredStore, RemappedStore
 from dumpxlate.registry import all_formats, all_wrappers, reads
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dumpxlate.dump import Cpu, Dump
-    from dumpxlate.p2m import P2M
+    from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import MapFit, PageStore
     from dumpxlate.pipeline import Report
 

@@ -13,8 +13,8 @@ from dumpxlate.dump import Space
 from dumpxlate.errors import MapError
 from dumpxlate.pages import windows
 from dumpxlate.progress import Meter, Progress
-from dumpxlate.verify_facts import FactsComparison, compare_facts
-from dumpxlate.verify_pages import Outcome, PageDifference, PagePair, worse
+from dumpxlate.verify.facts import FactsComparison, compare_facts
+from dumpxlate.verify.pages import Outcome, PageDifference, PagePair, worse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

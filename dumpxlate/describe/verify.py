@@ -1,6 +1,6 @@
 """Comparisons, checks and maps as plain values, ready for JSON, that tables are made from.
 
-As in :mod:`dumpxlate.describe`: shapes are versioned, addresses are hex strings, strings of a guest are escaped.
+As in :mod:`dumpxlate.describe.dump`: shapes are versioned, addresses are hex strings, strings of a guest are escaped.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dumpxlate.describe import printable
+from dumpxlate.describe.dump import printable
 from dumpxlate.pages import CodecId, PageState
-from dumpxlate.verify_pages import Outcome
+from dumpxlate.verify.pages import Outcome
 
 if TYPE_CHECKING:
+    from dumpxlate.describe.page_map import PageMap
     from dumpxlate.dump import Dump
-    from dumpxlate.page_map import PageMap
-    from dumpxlate.verify import Comparison
-    from dumpxlate.verify_check import CheckReport
-    from dumpxlate.verify_facts import FactDifference, FactsComparison
-    from dumpxlate.verify_pages import PageDifference
+    from dumpxlate.verify.check import CheckReport
+    from dumpxlate.verify.compare import Comparison
+    from dumpxlate.verify.facts import FactDifference, FactsComparison
+    from dumpxlate.verify.pages import PageDifference
 
 __all__ = ["describe_check", "describe_comparison", "describe_map"]
 

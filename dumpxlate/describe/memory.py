@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumpxlate.describe import printable
+from dumpxlate.describe.dump import printable
 from dumpxlate.dump import Space
 from dumpxlate.pages import CodecId, PageState
 
 if TYPE_CHECKING:
-    from dumpxlate.addrxlat import Step
     from dumpxlate.dump import Dump
+    from dumpxlate.paging.addrxlat import Step
 
 __all__ = ["describe_translation"]
 

@@ -1,0 +1,1 @@
+"""What is known, as plain values ready for JSON, that tables are made from."""

@@ -1,0 +1,1 @@
+"""Frame maps of paravirtual guests, and where they come from."""

@@ -1,0 +1,1 @@
+"""Two dumps compared, and one checked against itself."""
