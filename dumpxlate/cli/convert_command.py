@@ -3,99 +3,109 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dumpxlate.cli.groups import Group, grouped
 from dumpxlate.cli.guard import EXIT_INCOMPLETE, EXIT_NO, guarded, say
-from dumpxlate.cli.options import (
-    AllowLoss,
-    BadPages,
-    BadPagesName,
-    Compress,
-    Force,
-    From,
-    Map,
-    MapKind,
-    Missing,
-    MissingName,
-    Salvage,
-    ShowProgress,
-    Threads,
-    VmCoreInfoFrom,
-    number,
-    open_dump,
-    output,
-)
+from dumpxlate.cli.options import BadPagesName, Force, Input, ShowProgress, Threads, number, output
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dumpxlate.dump import Dump
+    from dumpxlate.format import WriteOptions
     from dumpxlate.pipeline import Report
     from dumpxlate.progress import Progress
 
 __all__ = ["convert"]
 
 
+@dataclass(frozen=True)
+class Content(Group):
+    """What is to be written, and how the format is to hold it: fields as in WriteOptions."""
+
+    compress: Annotated[
+        str | None, typer.Option("--compress", metavar="CODEC[:LEVEL]", help="zlib, lzo, snappy, zstd, or none.")
+    ] = None
+    begin: Annotated[
+        int, typer.Option("--begin", parser=number, metavar="ADDRESS", help="First physical address to write.")
+    ] = 0
+    length: Annotated[
+        int | None, typer.Option("--length", parser=number, metavar="BYTES", help="Bytes of memory to write.")
+    ] = None
+
+    def options(self) -> WriteOptions:
+        """Give them to a writer."""
+        from dumpxlate.format import WriteOptions
+
+        return WriteOptions(**vars(self))
+
+
+@dataclass(frozen=True)
+class Conduct(Group):
+    """How to go about it: fields as in ``dumpxlate.pipeline.convert_set``."""
+
+    force: Force = False
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Write although something is lost, or the map does not fit.")
+    ] = False
+    salvage: Annotated[bool, typer.Option("--salvage", help="Write what is there of a damaged input.")] = False
+    split: Annotated[int | None, typer.Option("--split", min=1, help="Write a set: OUT.1 to OUT.N.")] = None
+    part: Annotated[int | None, typer.Option("--part", min=1, help="Write only this file of the set.")] = None
+    flattened: Annotated[
+        bool, typer.Option("--flattened", help="Wrap the output into makedumpfile's records for pipes.")
+    ] = False
+    bad_pages: Annotated[
+        BadPagesName, typer.Option("--bad-pages", help="What to do with pages that do not decode.")
+    ] = BadPagesName.STOP
+    threads: Threads = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Give them to the pipeline."""
+        given = dict(vars(self))
+        return given | {"overwrite": given.pop("force"), "bad_pages": self.bad_pages.value}
+
+
 @guarded
+@grouped
 def convert(
     sources: Annotated[
         list[str],
         typer.Argument(metavar="IN...", help="The dump; all files of a split set; raw pieces as FILE@ADDRESS."),
     ],
     out: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="Where to write; - is stdout.")],
+    inputs: Input,
+    content: Content,
+    conduct: Conduct,
     to: Annotated[str | None, typer.Option("--to", "-t", help="Format; else by OUT's suffix, else elf.")] = None,
-    format: From = None,
-    p2m: Map = None,
-    p2m_format: MapKind = None,
-    missing: Missing = MissingName.EXCLUDED,
-    force: Force = False,
-    allow_loss: AllowLoss = False,
-    salvage: Salvage = False,
-    compress: Compress = None,
-    begin: Annotated[
-        int, typer.Option("--begin", parser=number, metavar="ADDRESS", help="First physical address to write.")
-    ] = 0,
-    length: Annotated[
-        int | None, typer.Option("--length", parser=number, metavar="BYTES", help="Bytes of memory to write.")
+    vmcoreinfo: Annotated[
+        str | None,
+        typer.Option(
+            "--vmcoreinfo",
+            metavar="FILE|search",
+            help="VMCOREINFO to write: a file's text, or what is found in memory.",
+        ),
     ] = None,
-    split: Annotated[int | None, typer.Option("--split", min=1, help="Write a set: OUT.1 to OUT.N.")] = None,
-    part: Annotated[int | None, typer.Option("--part", min=1, help="Write only this file of the set.")] = None,
-    flattened: Annotated[
-        bool, typer.Option("--flattened", help="Wrap the output into makedumpfile's records for pipes.")
-    ] = False,
-    bad_pages: BadPages = BadPagesName.STOP,
-    vmcoreinfo: VmCoreInfoFrom = None,
-    threads: Threads = None,
     progress: ShowProgress = ProgressStyle.AUTO,
     report: Annotated[Path | None, typer.Option("--report", help="Write a report as JSON to this file.")] = None,
 ) -> None:
     """Write a dump in another format."""
-    from dumpxlate.format import WriteOptions
     from dumpxlate.pipeline import convert_set
     from dumpxlate.registry import format_for
 
-    with (
-        open_dump(sources, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump,
-        show_progress(progress) as callback,
-    ):
+    with inputs.open(sources) as dump, show_progress(progress) as callback:
         done = convert_set(
-            _supplied(dump, vmcoreinfo, threads, callback),
+            _supplied(dump, vmcoreinfo, conduct.threads, callback),
             output(out),
             to or format_for(out),
-            WriteOptions(compress=compress, begin=begin, length=length),
-            split=split,
-            part=part,
-            allow_loss=allow_loss,
-            salvage=salvage,
-            overwrite=force,
-            flattened=flattened,
-            bad_pages=bad_pages.value,
-            threads=threads,
+            content.options(),
             progress=callback,
+            **conduct.arguments(),
         )
     _tell(done, report)
 

@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dumpxlate.cli.groups import grouped
 from dumpxlate.cli.guard import EXIT_NO, guarded, say
-from dumpxlate.cli.options import (
-    AsJson,
-    Force,
-    From,
-    Map,
-    MapKind,
-    ShowProgress,
-    Threads,
-    open_dump,
-    output,
-)
+from dumpxlate.cli.options import AsJson, Files, Force, Input, ShowProgress, Threads, output
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
@@ -28,24 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = ["regs", "vmcoreinfo"]
 
-Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="The dump, or all files of a split set.")]
-
 
 @guarded
+@grouped
 def regs(
     files: Files,
+    inputs: Input,
     cpu: Annotated[int | None, typer.Option("--cpu", min=0, metavar="N", help="Only this vcpu.")] = None,
     as_json: AsJson = False,
-    format: From = None,
-    p2m: Map = None,
-    p2m_format: MapKind = None,
 ) -> None:
     """Show the registers of each vcpu; exit code 1 if the dump has none."""
     from dumpxlate.cli.render import show_json
     from dumpxlate.cli.render_guest import describe_registers, show_registers
     from dumpxlate.describe.dump import printable
 
-    with open_dump(files, format=format, p2m=p2m, kind=p2m_format) as dump:
+    with inputs.open(files) as dump:
         if not dump.cpus:
             say(printable(f"{dump.name}: has no registers"))
             raise typer.Exit(EXIT_NO)
@@ -70,8 +58,10 @@ def _one(dump: Dump, index: int) -> tuple[Cpu, ...]:
 
 
 @guarded
+@grouped
 def vmcoreinfo(
     files: Files,
+    inputs: Input,
     search: Annotated[
         bool, typer.Option("--search", help="Search the guest's memory although the file has one.")
     ] = False,
@@ -80,9 +70,6 @@ def vmcoreinfo(
         str | None, typer.Option("--output", "-o", metavar="OUT", help="Write the text as it is; - is stdout.")
     ] = None,
     force: Force = False,
-    format: From = None,
-    p2m: Map = None,
-    p2m_format: MapKind = None,
     threads: Threads = None,
     progress: ShowProgress = ProgressStyle.AUTO,
 ) -> None:
@@ -93,7 +80,7 @@ def vmcoreinfo(
     from dumpxlate.vmcoreinfo_search import find
 
     found = None
-    with open_dump(files, format=format, p2m=p2m, kind=p2m_format) as dump:
+    with inputs.open(files) as dump:
         if search or dump.vmcoreinfo is None:
             with show_progress(progress) as callback:
                 found = find(dump, progress=callback, threads=threads)

@@ -7,20 +7,19 @@ from typing import Annotated
 
 import typer
 
+from dumpxlate.cli.groups import grouped
 from dumpxlate.cli.guard import guarded
-from dumpxlate.cli.options import AsJson, From, Map, MapKind, Missing, MissingName, open_dump
+from dumpxlate.cli.options import AsJson, Input
 
 __all__ = ["formats", "info"]
 
 
 @guarded
+@grouped
 def info(
     files: Annotated[list[Path], typer.Argument(help="Dumps to describe.")],
+    inputs: Input,
     as_json: AsJson = False,
-    format: From = None,
-    p2m: Map = None,
-    p2m_format: MapKind = None,
-    missing: Missing = MissingName.EXCLUDED,
     together: Annotated[bool, typer.Option("--set", help="The files are parts of one split dump.")] = False,
 ) -> None:
     """Say what a dump is: format, machine, memory, registers, notes, what is missing, what to do next."""
@@ -28,7 +27,7 @@ def info(
     from dumpxlate.describe.dump import describe_dump
 
     for names in [files] if together else [[path] for path in files]:
-        with open_dump(names, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
+        with inputs.open(names) as dump:
             described = describe_dump(dump)
         if as_json:
             show_json(described)

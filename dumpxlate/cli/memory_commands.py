@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dumpxlate.cli.groups import grouped
 from dumpxlate.cli.guard import EXIT_NO, guarded
-from dumpxlate.cli.options import AsJson, From, Map, MapKind, Missing, MissingName, number, open_dump
+from dumpxlate.cli.options import AsJson, Input, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,20 +32,18 @@ Cr3 = Annotated[
 
 
 @guarded
+@grouped
 def read(
     file: File,
     address: Address,
     length: Annotated[int, typer.Argument(parser=number, metavar="LENGTH", help="Bytes to read.")],
+    inputs: Input,
     virtual: Annotated[bool, typer.Option("--virtual", help="The address is virtual.")] = False,
     physical: Annotated[bool, typer.Option("--physical", help="The address is guest physical (the default).")] = False,
     machine: Annotated[bool, typer.Option("--machine", help="The address is the machine's: of a Xen host.")] = False,
     cpu: CpuNumber = None,
     cr3: Cr3 = None,
     as_hex: Annotated[bool, typer.Option("--hex", help="Print a hexdump on a pipe too.")] = False,
-    format: From = None,
-    p2m: Map = None,
-    p2m_format: MapKind = None,
-    missing: Missing = MissingName.EXCLUDED,
 ) -> None:
     """Read memory: a hexdump on a terminal, bytes on a pipe. Exit code 1 if an address has no page or no content."""
     if virtual + physical + machine > 1:
@@ -53,7 +52,7 @@ def read(
         raise ValueError(f"address {address + length - 1:#x} has more than 64 bits")
     if not virtual and (cpu is not None or cr3 is not None):
         raise ValueError("--cpu and --cr3 go with --virtual")
-    with open_dump([file], format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
+    with inputs.open([file]) as dump:
         if virtual:
             take: Reader = dump.virtual(cpu, cr3=cr3).read
         else:
@@ -101,23 +100,21 @@ def _machine_reader(dump: Dump) -> Reader:
 
 
 @guarded
+@grouped
 def translate(
     file: File,
     address: Address,
+    inputs: Input,
     cpu: CpuNumber = None,
     cr3: Cr3 = None,
     as_json: AsJson = False,
-    format: From = None,
-    p2m: Map = None,
-    p2m_format: MapKind = None,
-    missing: Missing = MissingName.EXCLUDED,
 ) -> None:
     """Show how a virtual address becomes a physical one, and where its page is. Exit code 1 if it is unmapped."""
     from dumpxlate.cli.render import show_json
     from dumpxlate.cli.render_memory import show_translation
     from dumpxlate.describe.memory import describe_translation
 
-    with open_dump([file], format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
+    with inputs.open([file]) as dump:
         described = describe_translation(dump, address, cpu=cpu, cr3=cr3)
     if as_json:
         show_json(described)

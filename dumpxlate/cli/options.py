@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dumpxlate.cli.groups import Group
 from dumpxlate.cli.progress import ProgressStyle
 
 if TYPE_CHECKING:
@@ -18,24 +20,17 @@ if TYPE_CHECKING:
     from dumpxlate.io.sink import PipeSink
 
 __all__ = [
-    "AllowLoss",
     "AsJson",
-    "BadPages",
     "BadPagesName",
-    "Compress",
+    "Files",
     "Force",
-    "From",
-    "Map",
+    "Input",
     "MapKind",
     "MapKindName",
-    "Missing",
     "MissingName",
-    "Salvage",
     "ShowProgress",
     "Threads",
-    "VmCoreInfoFrom",
     "number",
-    "open_dump",
     "output",
 ]
 
@@ -79,53 +74,47 @@ def number(text: str | int) -> int:
     return value
 
 
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="The dump, or all files of a split set.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-From = Annotated[str | None, typer.Option("--from", "-f", help="Format of the input; found out if not given.")]
-Map = Annotated[Path | None, typer.Option("--p2m", help="The guest's p2m map, for dumps keyed by mfn.")]
 MapKind = Annotated[MapKindName | None, typer.Option("--p2m-format", help="Kind of the map; found out if not given.")]
-Missing = Annotated[MissingName, typer.Option("--missing", help="What memory is that the file has no bytes for.")]
-AllowLoss = Annotated[
-    bool, typer.Option("--allow-loss", help="Write although something is lost, or the map does not fit.")
-]
-BadPages = Annotated[BadPagesName, typer.Option("--bad-pages", help="What to do with pages that do not decode.")]
-Compress = Annotated[
-    str | None, typer.Option("--compress", metavar="CODEC[:LEVEL]", help="zlib, lzo, snappy, zstd, or none.")
-]
-Salvage = Annotated[bool, typer.Option("--salvage", help="Write what is there of a damaged input.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=0, help="Workers; 0 for none.")]
-VmCoreInfoFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--vmcoreinfo", metavar="FILE|search", help="VMCOREINFO to write: a file's text, or what is found in memory."
-    ),
-]
 ShowProgress = Annotated[ProgressStyle, typer.Option("--progress", help="How to show it.")]
 
 
-def open_dump(
-    names: Sequence[str | Path],
-    *,
-    format: str | None = None,
-    p2m: Path | None = None,
-    kind: MapKindName | None = None,
-    missing: MissingName = MissingName.EXCLUDED,
-) -> Dump:
-    """Open the dump that a user named: files of one set, or raw pieces as FILE@ADDRESS; - is stdin."""
-    import dumpxlate
-    from dumpxlate.format import OpenOptions
+@dataclass(frozen=True)
+class Input(Group):
+    """What a user may say of an input: the options of every command that opens a dump."""
 
-    pieces = [_piece(str(name)) for name in names]
-    addresses = tuple(address for _, address in pieces if address is not None)
-    if addresses and len(addresses) != len(pieces):
-        raise ValueError("give an address for every piece of memory, or for none: FILE@ADDRESS")
-    return dumpxlate.open(
-        *(path for path, _ in pieces),
-        format=format or ("raw" if addresses else None),
-        p2m=p2m,
-        p2m_format=kind.value if kind else None,
-        options=OpenOptions(addresses=addresses, missing=missing.value),
+    format: Annotated[str | None, typer.Option("--from", "-f", help="Format of the input; found out if not given.")] = (
+        None
     )
+    p2m: Annotated[Path | None, typer.Option("--p2m", help="The guest's p2m map, for dumps keyed by mfn.")] = None
+    p2m_format: MapKind = None
+    missing: Annotated[
+        MissingName, typer.Option("--missing", help="What memory is that the file has no bytes for.")
+    ] = MissingName.EXCLUDED
+
+    def open(self, names: Sequence[str | Path]) -> Dump:
+        """Open the dump that a user named: files of one set, or raw pieces as FILE@ADDRESS; - is stdin.
+
+        Raises:
+            ValueError: some pieces have an address, and others do not.
+        """
+        import dumpxlate
+        from dumpxlate.format import OpenOptions
+
+        pieces = [_piece(str(name)) for name in names]
+        addresses = tuple(address for _, address in pieces if address is not None)
+        if addresses and len(addresses) != len(pieces):
+            raise ValueError("give an address for every piece of memory, or for none: FILE@ADDRESS")
+        return dumpxlate.open(
+            *(path for path, _ in pieces),
+            format=self.format or ("raw" if addresses else None),
+            p2m=self.p2m,
+            p2m_format=self.p2m_format.value if self.p2m_format else None,
+            options=OpenOptions(addresses=addresses, missing=self.missing.value),
+        )
 
 
 def _piece(name: str) -> tuple[str, int | None]:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dumpxlate.cli.groups import grouped
 from dumpxlate.cli.guard import EXIT_NO, guarded, say
-from dumpxlate.cli.options import (
-    AsJson,
-    From,
-    Map,
-    MapKind,
-    Missing,
-    MissingName,
-    ShowProgress,
-    Threads,
-    open_dump,
-)
+from dumpxlate.cli.options import AsJson, Files, Input, ShowProgress, Threads
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
@@ -26,24 +18,20 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "compare", "map_"]
 
-Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="The dump, or all files of a split set.")]
-
 
 @guarded
+@grouped
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A dump.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The dump to compare it with, of any format.")],
+    inputs: Input,
     strict: Annotated[
         bool, typer.Option("--strict", help="Tell absent pages from zero ones, and no registers from some.")
     ] = False,
     first: Annotated[int, typer.Option("--first", min=0, metavar="N", help="List the first N differences.")] = 10,
     as_json: AsJson = False,
-    format: From = None,
     format_b: Annotated[str | None, typer.Option("--from-b", help="Format of B.")] = None,
-    p2m: Map = None,
     p2m_b: Annotated[Path | None, typer.Option("--p2m-b", help="The guest's p2m map, for B.")] = None,
-    p2m_format: MapKind = None,
-    missing: Missing = MissingName.EXCLUDED,
     threads: Threads = None,
     progress: ShowProgress = ProgressStyle.AUTO,
 ) -> None:
@@ -57,8 +45,8 @@ def compare(
     from dumpxlate.verify.compare import compare as run
 
     with (
-        open_dump([a], format=format, p2m=p2m, kind=p2m_format, missing=missing) as left,
-        open_dump([b], format=format_b, p2m=p2m_b, kind=p2m_format, missing=missing) as right,
+        inputs.open([a]) as left,
+        replace(inputs, format=format_b, p2m=p2m_b).open([b]) as right,
     ):
         for dump in (left, right):
             for line in dump.damage:
@@ -72,14 +60,12 @@ def compare(
 
 
 @guarded
+@grouped
 def check(
     files: Files,
+    inputs: Input,
     first: Annotated[int, typer.Option("--first", min=0, metavar="N", help="List the first N runs of bad pages.")] = 20,
     as_json: AsJson = False,
-    format: From = None,
-    p2m: Map = None,
-    p2m_format: MapKind = None,
-    missing: Missing = MissingName.EXCLUDED,
     threads: Threads = None,
     progress: ShowProgress = ProgressStyle.AUTO,
 ) -> None:
@@ -88,7 +74,7 @@ def check(
     from dumpxlate.describe.verify import describe_check
     from dumpxlate.verify.check import check as run
 
-    with open_dump(files, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
+    with inputs.open(files) as dump:
         with show_progress(progress) as callback:
             found = run(dump, first=first, threads=threads, progress=callback)
         described = describe_check(dump, found)
@@ -98,14 +84,12 @@ def check(
 
 
 @guarded
+@grouped
 def map_(
     files: Files,
+    inputs: Input,
     limit: Annotated[int, typer.Option("--limit", min=0, metavar="N", help="List the first N ranges; 0: all.")] = 1000,
     as_json: AsJson = False,
-    format: From = None,
-    p2m: Map = None,
-    p2m_format: MapKind = None,
-    missing: Missing = MissingName.EXCLUDED,
 ) -> None:
     """Show which pages are stored, zero, left out and absent, and where; reads the index, never pages."""
     from dumpxlate.cli.render_verify import bar_cells, show_bar, show_map
@@ -113,7 +97,7 @@ def map_(
     from dumpxlate.describe.verify import describe_map
 
     cells = 0 if as_json else bar_cells()
-    with open_dump(files, format=format, p2m=p2m, kind=p2m_format, missing=missing) as dump:
+    with inputs.open(files) as dump:
         found = map_pages(dump, limit=limit or None, cells=cells)
         described = describe_map(dump, found)
     if cells:
