@@ -160,7 +160,9 @@ def _sweep(a: PageSet, b: PageSet, wanted: tuple[int, ...]) -> PageRuns:
     at = np.concatenate((a_start, a_start + a_count, b_start, b_start + b_count))
     step = np.repeat(np.array([1, -1, 2, -2], np.int8), [len(a_start), len(a_start), len(b_start), len(b_start)])
     order = np.argsort(at, kind="stable")
-    inside = np.isin(np.cumsum(step[order], dtype=np.int64)[:-1], wanted)
+    is_wanted = np.zeros(4, bool)
+    is_wanted[list(wanted)] = True
+    inside = is_wanted[np.cumsum(step[order], dtype=np.int64)[:-1]]
     at = at[order]
     return PageRuns.from_runs(at[:-1][inside], np.diff(at)[inside])
 

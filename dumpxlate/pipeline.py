@@ -120,7 +120,7 @@ class _Pump:
         """Whether compressed pages may go on as they are."""
         if self.writer.accepts <= {CodecId.RAW}:
             return False
-        used = np.unique(table.codec[table.state == PageState.STORED])
+        used = np.bincount(table.codec[table.state == PageState.STORED]).nonzero()[0]
         return all(CodecId(codec) in self.writer.accepts for codec in used.tolist())
 
     def write(self, ready: PageBatch) -> None:
@@ -131,8 +131,9 @@ class _Pump:
             raise CorruptPageError(
                 "does not decode (--bad-pages skip or zero goes on without it)", pfn=int(table.pfn[bad[0]])
             )
-        for state, count in zip(*np.unique(table.state, return_counts=True), strict=True):
-            self.counts[PageState(state).name.lower()] += int(count)
+        for state, count in enumerate(np.bincount(table.state).tolist()):
+            if count:
+                self.counts[PageState(state).name.lower()] += count
         self.writer.write(ready)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line."""
-    from dumpxlate.cli.app import app
+    from dumpxlate.cli.app import application
     from dumpxlate.cli.guard import catch_termination
 
     catch_termination()
-    app(prog_name="dumpxlate")
+    application(sys.argv[1:])(prog_name="dumpxlate")

@@ -191,7 +191,8 @@ def _store_by_mfn(file: _File) -> IndexedStore:
     """Key pages by the mfn that the index gives; the first of several copies counts, as in crash."""
     entries = file.entries()
     inside = file.whole_pages
-    lost = PageRuns.from_pfns(np.unique(entries[inside:][entries[inside:] >= 0]))
+    beyond = entries[inside:][entries[inside:] >= 0]
+    lost = PageRuns.from_runs(beyond, np.ones_like(beyond))
     return _indexed(file, entries[:inside], lost)
 
 
