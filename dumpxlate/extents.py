@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from dumpxlate.arrays import runs
+from dumpxlate.arrays import expand, runs
+from dumpxlate.errors import MapError
 from dumpxlate.pageset import PageRuns
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
 
 __all__ = ["Extents", "ExtentsBuilder", "first_wins", "merge"]
+
+_ALIASES = 4
+_FEW = 1 << 20
+"""Where no two runs of a map share frames, there are no more pieces than runs on both sides; more are allowed so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,36 @@ class Extents:
     def pages(self) -> PageRuns:
         """Give the set of pages in these extents."""
         return PageRuns.from_runs(self.start, self.count)
+
+    def through(self, start: Int64s, count: Int64s, frame: Int64s, page_size: int) -> Extents:
+        """See these extents through a map: the same bytes under the pages that lead to theirs.
+
+        Args:
+            start: first page of each run of the map, disjoint, int64, shape (n,).
+            count: its length.
+            frame: what its first page leads to, a page of these extents or none; the following ones to the following.
+                An ascending order makes this several times faster.
+            page_size: bytes a page.
+
+        Returns:
+            One extent for each piece of a run that lies in one extent here, joined where they continue each other.
+
+        Raises:
+            MapError: runs lead to the same frames so often that the pieces would fill memory.
+        """
+        end = self.start + self.count
+        first = np.searchsorted(end, frame, side="right")
+        pieces = np.maximum(np.searchsorted(self.start, frame + count, side="left") - first, 0)
+        total = int(pieces.sum())
+        if total > _ALIASES * (len(start) + len(self.start)) + _FEW:
+            raise MapError(f"the map leads to the same frames again and again: {total:,} pieces of {len(start):,} runs")
+        run, inner = np.repeat(np.arange(len(start)), pieces), expand(first, pieces)
+        low = np.maximum(frame[run], self.start[inner])
+        length = np.minimum((frame + count)[run], end[inner]) - low
+        offset = self.offset[inner] + (low - self.start[inner]) * page_size
+        page = start[run] + low - frame[run]
+        order = np.argsort(page)
+        return Extents(*merge(page[order], length[order], offset[order], step=page_size))
 
 
 @dataclass(slots=True)

@@ -206,6 +206,15 @@ class IndexedStore:
             table.state[rest & zero] = PageState.ZERO
         return table
 
+    def seen_through(self, frames: P2M) -> IndexedStore:
+        """Key the same pages by the pfns of a map: one search a page then, instead of two and a sort.
+
+        A pfn whose frame is not here is excluded.
+        """
+        extents = frames.seen(self.extents, self.page_size)
+        zero = frames.preimage(self._zero) if self._zero.count else EMPTY
+        return IndexedStore(self._source, self.page_size, extents, zero=zero, excluded=frames.pages())
+
     def fetch(self, table: PageTable) -> PageBatch:
         """Bring the bytes of located pages."""
         return fetch_from(self._source, table)
@@ -309,13 +318,16 @@ class RemappedStore:
 
     def __init__(self, inner: PageStore, frames: P2M) -> None:
         self.page_size = inner.page_size
-        self._inner = inner
+        self._inner = inner.loaded if isinstance(inner, DeferredStore) else inner
         self._frames = frames
         self.ram: PageSet = frames.pages()
-        self.stored: PageSet = frames.preimage(inner.stored)
+        self._direct = self._inner.seen_through(frames) if isinstance(self._inner, IndexedStore) else None
+        self.stored: PageSet = self._direct.stored if self._direct else frames.preimage(self._inner.stored)
 
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""
+        if self._direct:
+            return self._direct.locate(pfn)
         frame = self._frames.mfn(pfn)
         order = np.argsort(frame)  # an ascending search is several times faster than one at random
         back = np.empty_like(order)
@@ -327,13 +339,14 @@ class RemappedStore:
 
     def fit(self) -> MapFit:
         """Compare the map with the frames that the inner store holds."""
-        held = self._inner.stored
+        held, aliases = self._inner.stored, self._frames.aliases
+        found = intersection(self._frames.frames(), held).count if aliases else self.stored.count
         return MapFit(
             mapped=self.ram.count,
             missing=self.ram.count - self.stored.count,
-            aliases=self._frames.aliases,
+            aliases=aliases,
             held=held.count,
-            unmapped=held.count - intersection(self._frames.frames(), held).count,
+            unmapped=held.count - found,
         )
 
     def fetch(self, table: PageTable) -> PageBatch:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from dumpxlate.arrays import runs
+from dumpxlate.extents import Extents
 from dumpxlate.pageset import PageRuns
 
 if TYPE_CHECKING:
@@ -147,10 +148,15 @@ class P2M:
         return self._inverse.find(mfn)
 
     @cached_property
-    def _inverse(self) -> FrameRuns:
-        """The runs by frame, cut where they overlap, which they do where pfns share a frame."""
+    def by_frame(self) -> FrameRuns:
+        """The runs, ascending by frame; they overlap where pfns share a frame."""
         order = np.argsort(self.runs.frame, kind="stable")
-        frame, pfn, count = self.runs.frame[order], self.runs.pfn[order], self.runs.count[order]
+        return FrameRuns(self.runs.pfn[order], self.runs.frame[order], self.runs.count[order])
+
+    @cached_property
+    def _inverse(self) -> FrameRuns:
+        """The runs by frame, cut where they overlap."""
+        frame, pfn, count = self.by_frame.frame, self.by_frame.pfn, self.by_frame.count
         reach = np.maximum.accumulate(frame + count) if len(frame) else frame
         cut = np.maximum(np.append(frame[:1], reach[:-1]) - frame, 0)
         left = cut < count
@@ -170,7 +176,7 @@ class P2M:
 
     @cached_property
     def _frames(self) -> PageRuns:
-        return PageRuns.from_runs(self.runs.frame, self.runs.count)
+        return PageRuns.from_runs(self.by_frame.frame, self.by_frame.count)
 
     @property
     def aliases(self) -> int:
@@ -191,12 +197,13 @@ class P2M:
 
     def preimage(self, frames: PageSet) -> PageRuns:
         """Give the pfns whose machine frame is in a set."""
-        parts = [PageRuns.from_pfns(pfn[frames.contains(mfn)]).runs() for pfn, mfn in self.chunks()]
-        empty = np.empty(0, np.int64)
-        return PageRuns.from_runs(
-            np.concatenate([empty, *(start for start, _ in parts)]),
-            np.concatenate([empty, *(count for _, count in parts)]),
-        )
+        start, count = frames.runs()
+        return self.seen(Extents(start, count, start)).pages()
+
+    def seen(self, extents: Extents, page_size: int = 1) -> Extents:
+        """Give extents of machine frames as extents of pfns."""
+        runs = self.by_frame
+        return extents.through(runs.pfn, runs.count, runs.frame, page_size)
 
     def entries(self, start: int, stop: int) -> NDArray[np.uint64]:
         """Write the guest's own 64-bit array for pfns ``start`` up to ``stop``, flag bits included."""

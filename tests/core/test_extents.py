@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dumpxlate.errors import MapError
 from dumpxlate.extents import Extents
 
 if TYPE_CHECKING:
@@ -132,3 +133,12 @@ def test_a_million_shuffled_pages_are_indexed_at_once() -> None:
     extents, dropped = Extents.from_pairs(order, order * PAGE, PAGE, last_wins=False)
     assert (len(extents.start), int(extents.count[0]), dropped) == (1, 1_000_000, 0)
     assert time.process_time() - begun < 3
+
+
+def test_extents_through_a_map_that_repeats_itself_do_not_fill_memory() -> None:
+    """Half a megabyte of hostile runs would become four thousand million pieces."""
+    count = 1 << 16
+    held = Extents(2 * np.arange(count), np.ones(count, np.int64), 4096 * np.arange(count))
+    every = np.full(count, 2 * count, np.int64)
+    with pytest.raises(MapError, match="4,294,967,296 pieces of 65,536 runs"):
+        held.through(np.arange(count) * 4 * count, every, np.zeros(count, np.int64), 4096)
