@@ -19,7 +19,7 @@ __all__ = ["Extents", "ExtentsBuilder", "first_wins", "merge"]
 
 _ALIASES = 4
 _FEW = 1 << 20
-"""Where no two runs of a map share frames, there are no more pieces than runs on both sides; more are allowed so far."""
+"""Where no two runs of a map share frames, there are no more pieces than runs on both sides; this many more may be."""
 
 
 @dataclass(frozen=True, slots=True)

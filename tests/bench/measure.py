@@ -67,7 +67,7 @@ def _touch_free_memory(size: int = 3 << 30) -> None:
     """Have the machine's free memory backed before a run.
 
     A virtual machine gives free memory back to its host after a second or two, and each page that is used again costs
-    a fault there: cp of 1.1 GiB onto tmpfs took 0.6 or 2.3 s, by what had been freed when. Both sides find the same now.
+    a fault there: cp of 1.1 GiB onto tmpfs took 0.6 or 2.3 s, by what had been freed when. Both sides find it backed.
     """
     subprocess.run([sys.executable, "-c", f"b = bytearray({size}); b[::4096] = b'1' * len(b[::4096])"], check=True)
 
