@@ -98,6 +98,7 @@ class Dump:
         attributes: what only this format has, for info to show.
         remarks: oddities of the file that were tolerated.
         damage: what is missing or broken; a conversion stops at it unless asked to salvage.
+        memory: bytes and words at addresses of that space.
     """
 
     format: str
@@ -115,6 +116,11 @@ class Dump:
     attributes: Mapping[str, int | str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     damage: tuple[str, ...] = ()
+    memory: PhysicalMemory = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Keep one reader of memory, which remembers where the pages are that it was asked for."""
+        object.__setattr__(self, "memory", PhysicalMemory(self.pages, self.machine.endian))
 
     @property
     def name(self) -> str:
@@ -137,7 +143,7 @@ class Dump:
         Raises:
             PageUnavailableError: a page in the range has no content.
         """
-        return PhysicalMemory(self.pages).read(address, length)
+        return self.memory.read(address, length)
 
     def read_pages(self, pfn: Int64s | list[int] | range) -> UInt8s:
         """Read whole pages.

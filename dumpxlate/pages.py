@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dumpxlate.io.source import Source
     from dumpxlate.p2m.map import P2M
 
+ReadAt: TypeAlias = "Callable[[int, int], bytes]"
+
 __all__ = [
     "BATCH_BYTES",
     "MISS_LIMIT",
@@ -36,6 +38,7 @@ __all__ = [
     "PageState",
     "PageStore",
     "PageTable",
+    "ReadAt",
     "RemappedStore",
     "batches",
     "windows",
@@ -160,6 +163,11 @@ class PageStore(Protocol):
         """Bring the bytes of located pages: free where the file is mapped."""
         ...
 
+    @property
+    def read_at(self) -> ReadAt | None:
+        """What reads the bytes of one located page by offset and size; None where only ``fetch`` brings pages."""
+        ...
+
     def place(self, table: PageTable) -> Int64s:
         """Say where in the dump's file the bytes of located pages are: -1 where nowhere as they are."""
         ...
@@ -192,6 +200,7 @@ class IndexedStore:
         self.extents = extents
         self._source = source
         self._zero = zero
+        self.read_at: ReadAt = source.read
         self.stored: PageSet = union(extents.pages(), zero) if zero.count else extents.pages()
         self.ram: PageSet = union(self.stored, excluded) if excluded.count else self.stored
 
@@ -268,6 +277,11 @@ class DeferredStore:
     def fetch(self, table: PageTable) -> PageBatch:
         """Bring the bytes of located pages."""
         return self.loaded.fetch(table)
+
+    @property
+    def read_at(self) -> ReadAt | None:
+        """What reads the bytes of one located page."""
+        return self.loaded.read_at
 
     def place(self, table: PageTable) -> Int64s:
         """Say where in the file the bytes of located pages are."""
@@ -352,6 +366,11 @@ class RemappedStore:
     def fetch(self, table: PageTable) -> PageBatch:
         """Bring the bytes of located pages."""
         return self._inner.fetch(table)
+
+    @property
+    def read_at(self) -> ReadAt | None:
+        """What reads the bytes of one located page."""
+        return self._inner.read_at
 
     def place(self, table: PageTable) -> Int64s:
         """Say where in the file the bytes of located pages are."""

@@ -138,6 +138,9 @@ def test_inputs_hold_the_guest(built: Callable[[Input], Path], given: Input) -> 
         assert dump.space is Space.PHYSICAL
         found = content(dump, given.guest)
         assert [pfn for pfn in given.guest.stored if found.get(pfn) != given.guest.pages[pfn]] == []
+        size = dump.pages.page_size
+        one_by_one = {pfn: dump.read(pfn * size, size) for pfn in given.guest.stored}
+        assert [pfn for pfn, page in one_by_one.items() if page != given.guest.pages[pfn]] == []
 
 
 @pytest.mark.parametrize("target", [each.name for each in all_formats() if each.writes])

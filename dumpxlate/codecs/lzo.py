@@ -60,6 +60,6 @@ def _longest(size: int) -> int:
 def _fast_encoder() -> Callable[[memoryview], bytes] | None:
     try:
         compress: Callable[[bytes, int, bool], bytes] = import_module("lzo").compress
-    except ImportError:
+    except (ImportError, AttributeError):  # any folder called lzo on the path is a module without content
         return None
     return lambda page: compress(bytes(page), 1, False)  # noqa: FBT003 - False is python-lzo's "no header"

@@ -63,6 +63,10 @@ class Source(Protocol):
         """
         ...
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Read a range; fewer bytes where the source ends inside it."""
+        ...
+
     def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
         """Bring many ranges at once.
 
@@ -92,6 +96,15 @@ class Closing:
     """What sources have in common: ``with``, offsets that are those of the file, and no knowledge of zeros."""
 
     size: int
+
+    def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
+        """Bring many ranges at once."""
+        raise NotImplementedError
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read a range that is brought as many are."""
+        body, at = self.gather(np.array([offset], np.int64), np.array([length], np.int32))
+        return bytes(body[at[0] : at[0] + length]) if at[0] >= 0 else b""
 
     def place(self, offset: Int64s) -> Int64s:
         """Say where in the file bytes are."""
@@ -157,6 +170,10 @@ class BytesSource(Closing):
         """View a range."""
         return self._view[offset : offset + check_range(self.name, self.size, offset, length)]
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Copy a range."""
+        return bytes(self._view[max(offset, 0) : max(offset + length, 0)])
+
     def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
         """Bring ranges: the bytes as they are."""
         return self._view, offset
@@ -182,6 +199,10 @@ class PreadFile(Closing):
         buffer = np.empty(length, np.uint8).data
         self._fill(buffer, offset)
         return buffer.toreadonly()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read a range."""
+        return os.pread(self._fd, length, offset) if 0 <= offset < self.size else b""
 
     def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
         """Read ranges into a body of their own, in the order given; ranges that follow each other in one call."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt64s
     from dumpxlate.formats.kdump.header import Part
     from dumpxlate.formats.kdump.table import DescriptorTable
-    from dumpxlate.pages import PageBatch
+    from dumpxlate.pages import PageBatch, ReadAt
     from dumpxlate.pageset import PageSet
 
 __all__ = ["KdumpStore", "ShiftedStore", "ram_bitmap", "stored_bitmap"]
@@ -55,6 +55,7 @@ class KdumpStore:
         self._bitmap = bitmap
         self._table = table
         self._damaged = damaged
+        self.read_at: ReadAt = table.source.read
 
     @cached_property
     def ram(self) -> PageBitmap:
@@ -139,6 +140,7 @@ class ShiftedStore:
         self.page_size = inner.page_size
         self.ram: PageSet = _moved(inner.ram, shift)
         self.stored: PageSet = _moved(inner.stored, shift)
+        self.read_at = inner.read_at
         self._inner = inner
         self._shift = shift
 
