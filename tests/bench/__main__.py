@@ -3,36 +3,63 @@
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench.cases import CASES, Case
-from tests.bench.measure import Runs, pair
+from tests.bench.case import AbsentError
+from tests.bench.cases import CASES
+from tests.bench.measure import Runs, in_turn, run
+from tests.bench.report import Row, table, write_plot
 
 if TYPE_CHECKING:
-    from tests.bench.cases import Prepared
+    from collections.abc import Callable, Sequence
+
+    from tests.bench.case import Case, Prepared
 
 MIB = 1 << 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", help=f"some of: {', '.join(case.name for case in CASES)}")
-    parser.add_argument("--size", type=int, default=2048, help="MiB of guest memory (2048)")
-    parser.add_argument("--pairs", type=int, default=5, help="runs of each, in turn (5)")
-    parser.add_argument("--folder", type=Path, help="where inputs are kept and outputs written (a temporary one)")
-    args = parser.parse_args()
+    args = _arguments()
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="dumpxlate-bench-") as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{'case':<16}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'target':>8}{'anon MiB':>10}{'rss MiB':>9}  peer")
         for case in CASES:
-            if not args.cases or case.name in args.cases:
-                show(case, *measure(case.prepare(folder, args.size * MIB), args.pairs))
+            if args.cases and case.name not in args.cases:
+                continue
+            try:
+                rows.append(measure(case, case.prepare(folder, args.size * MIB), args.pairs))
+            except AbsentError as absent:
+                print(f"{case.name}: not measured: {absent}", flush=True)
+                continue
+            print(table(rows[-1:], head=len(rows) == 1), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if args.plot:
+        write_plot(args.plot, rows)
 
 
-def measure(prepared: Prepared, pairs: int) -> tuple[Runs, Runs]:
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of: {', '.join(case.name for case in CASES)}")
+    parser.add_argument("--size", type=int, default=2048, help="MiB of guest memory (2048)")
+    parser.add_argument("--pairs", type=int, default=5, help="runs of each, in turn (5)")
+    parser.add_argument("--folder", type=Path, help="where inputs are kept and outputs written (a temporary one)")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--plot", type=Path, help="draw the ratios into this SVG file")
+    args = parser.parse_args()
+    unknown = set(args.cases) - {case.name for case in CASES}
+    if unknown:
+        parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    return args
+
+
+def measure(case: Case, prepared: Prepared, pairs: int) -> Row:
     """Check the result once, then time."""
 
     def clean() -> None:
@@ -40,24 +67,33 @@ def measure(prepared: Prepared, pairs: int) -> tuple[Runs, Runs]:
             path.unlink(missing_ok=True)
 
     clean()
-    from tests.bench.measure import run
-
-    run(prepared.ours, Runs())
-    prepared.check()
-    results = pair(prepared.ours, prepared.peer, pairs, clean)
+    prepared.check(run(prepared.ours, Runs()))
+    commands = [partial(run, prepared.ours)]
+    commands += [partial(run, peer, stdin=prepared.stdin) for peer in prepared.peers.values()]
+    facts = _facts(prepared, commands)
+    ours, *peers = in_turn(commands, pairs, clean)
     clean()
-    return results
-
-
-def show(case: Case, ours: Runs, peer: Runs) -> None:
-    """Print one row."""
-    ratio = peer.median / ours.median
-    print(
-        f"{case.name:<16}{ours.median:>9.2f}{peer.median:>9.2f}{ratio:>8.2f}{case.target:>8.2f}"
-        f"{ours.anonymous / MIB:>10.0f}{ours.resident / MIB:>9.0f}  {case.peer}",
-        flush=True,
+    best, label = min((runs.median, label) for runs, label in zip(peers, prepared.peers, strict=True))
+    return Row(
+        case=case.name,
+        ours=ours.median,
+        peer=best,
+        ratio=best / ours.median,
+        target=case.target,
+        anonymous=ours.anonymous,
+        resident=ours.resident,
+        peer_name=label if len(prepared.peers) > 1 else case.peer,
+        facts=facts,
     )
 
 
-if __name__ == "__main__":
-    main()
+def _facts(prepared: Prepared, commands: Sequence[Callable[[Runs], str]]) -> str:
+    """Run everything once more, and look at what it wrote."""
+    if prepared.facts is None:
+        return ""
+    for command in commands:
+        command(Runs())
+    return prepared.facts()
+
+
+main()

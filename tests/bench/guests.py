@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    Blocks: TypeAlias = Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]
 
 PAGE = 4096
 _BLOCK = 4096  # pages made in one go
@@ -34,8 +36,8 @@ def _program_pages(limit: int = 64 << 20) -> NDArray[np.uint8]:
     return np.concatenate(found)
 
 
-def pages(count: int) -> Iterator[NDArray[np.uint8]]:
-    """Make the pages of a guest, a few thousand at a time, shape (n, 4096); always the same ones."""
+def pages(count: int, *, full: bool = False) -> Iterator[NDArray[np.uint8]]:
+    """Make the pages of a guest, a few thousand at a time, shape (n, 4096); always the same ones, none zero if full."""
     pool = _program_pages()
     random = np.random.default_rng(_SEED)
     for first in range(0, count, _BLOCK):
@@ -44,7 +46,8 @@ def pages(count: int) -> Iterator[NDArray[np.uint8]]:
         block[:, :8] = np.arange(first, first + length, dtype="<u8").view(np.uint8).reshape(-1, 8)
         # Zero pages come in runs, as free memory does.
         zero = np.repeat(random.random(-(-length // 8)) < _ZERO_SHARE, 8)[:length]
-        block[zero] = 0
+        if not full:
+            block[zero] = 0
         yield block
 
 
@@ -57,9 +60,81 @@ def guest_map(count: int) -> NDArray[np.int64]:
     return mfn
 
 
-def write_xendump(folder: Path, size: int) -> tuple[Path, Path]:
+def ram(count: int) -> NDArray[np.int64]:
+    """The pfns that a plain guest has: no VGA window, and a hole of 256 pages behind every sixteenth of memory."""
+    pfn = np.arange(count)
+    return pfn[((pfn < 0xA0) | (pfn >= 0x100)) & (pfn % (count // 16) < count // 16 - 256)]
+
+
+def digest(pfn: NDArray[np.int64], block: NDArray[np.uint8]) -> int:
+    """What kdump_read.c makes of pages: a sum that depends on every word and on its place."""
+    weight = np.arange(1, PAGE // 4, 2, dtype=np.uint64)
+    sums = (block.view("<u8") * weight).sum(axis=1, dtype=np.uint64)
+    return int((sums * (2 * pfn + 1).astype(np.uint64)).sum(dtype=np.uint64))
+
+
+def ram_pages(size: int) -> Blocks:
+    """The pages of the plain guest by pfn, a few thousand at a time."""
+    there = np.zeros(size // PAGE, bool)
+    there[ram(size // PAGE)] = True
+    first = 0
+    for block in pages(size // PAGE):
+        keep = there[first : first + len(block)]
+        yield np.flatnonzero(keep) + first, block[keep]
+        first += len(block)
+
+
+def expected_digest(folder: Path, size: int) -> tuple[int, int]:
+    """Number of pages of the plain guest, and the digest of all."""
+    kept = folder / f"digest-{size >> 20}m"
+    if not kept.exists():
+        found = [(len(pfn), digest(pfn, block)) for pfn, block in ram_pages(size)]
+        kept.write_text(f"{sum(each[0] for each in found)} {sum(each[1] for each in found) % (1 << 64)}")
+    count, total = kept.read_text().split()
+    return int(count), int(total)
+
+
+def write_elf(folder: Path, size: int) -> Path:
+    """Write the plain guest as an ELF vmcore: one PT_LOAD a run, every page in the file."""
+    path = folder / f"guest-{size >> 20}m.elf"
+    if path.exists():
+        return path
+    pfn = ram(size // PAGE)
+    opens = np.flatnonzero(np.append(True, np.diff(pfn) != 1))
+    count = np.diff(opens, append=len(pfn))
+    with path.with_suffix(".new").open("wb") as file:
+        file.write(b"\x7fELF\2\1\1" + bytes(9))
+        file.write(struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, len(opens) + 1, 0, 0, 0))
+        prstatus = struct.pack("<III8s", 5, 336, 1, b"CORE") + struct.pack("<32xI300x", 1)
+        start = -(-(64 + 56 * (len(opens) + 1) + len(prstatus)) // PAGE) * PAGE
+        at = 64 + 56 * (len(opens) + 1)
+        file.write(struct.pack("<IIQQQQQQ", 4, 0, at, 0, 0, len(prstatus), len(prstatus), 0))
+        for first, length in zip(opens.tolist(), count.tolist(), strict=True):
+            address, bytes_ = int(pfn[first]) * PAGE, length * PAGE
+            file.write(struct.pack("<IIQQQQQQ", 1, 7, start + first * PAGE, address, address, bytes_, bytes_, 0))
+        file.write(prstatus)
+        file.seek(start)
+        for _, block in ram_pages(size):
+            file.write(block.data)
+    return path.with_suffix(".new").rename(path)
+
+
+def write_raw(folder: Path, size: int) -> Path:
+    """Write the plain guest as it lies in memory; what it lacks is zero."""
+    path = folder / f"guest-{size >> 20}m.raw"
+    if not path.exists():
+        view = np.memmap(path.with_suffix(".new"), np.uint8, "w+", 0, (size // PAGE, PAGE))
+        for pfn, block in ram_pages(size):
+            view[pfn] = block
+        view.flush()
+        path.with_suffix(".new").rename(path)
+    return path
+
+
+def write_xendump(folder: Path, size: int, *, full: bool = False) -> tuple[Path, Path]:
     """Write an old PV dump whose index is shuffled, and its map; gives both paths."""
-    dump, p2m = folder / f"xendump-{size >> 20}m", folder / f"xendump-{size >> 20}m.map"
+    name = f"xendump-{size >> 20}m{'-full' * full}"
+    dump, p2m = folder / name, folder / f"{name}.map"
     count = size // PAGE
     if dump.exists() and p2m.exists():
         return dump, p2m
@@ -78,7 +153,7 @@ def write_xendump(folder: Path, size: int) -> tuple[Path, Path]:
         file.truncate(pages_at + len(pfn) * PAGE)
     view = np.memmap(dump, np.uint8, "r+", pages_at, (len(pfn), PAGE))
     first = 0
-    for block in pages(count):
+    for block in pages(count, full=full):
         where = place[first : first + len(block)]
         view[where[where >= 0]] = block[where >= 0]
         first += len(block)
@@ -86,11 +161,11 @@ def write_xendump(folder: Path, size: int) -> tuple[Path, Path]:
     return dump, p2m
 
 
-def expected_pages(size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+def expected_pages(size: int, *, full: bool = False) -> Blocks:
     """The pages that such a dump holds, by pfn, a few thousand at a time."""
     mfn = guest_map(size // PAGE)
     first = 0
-    for block in pages(size // PAGE):
+    for block in pages(size // PAGE, full=full):
         keep = mfn[first : first + len(block)] >= 0
         yield np.flatnonzero(keep) + first, block[keep]
         first += len(block)

@@ -1,4 +1,4 @@
-"""Times two commands in turn, as whole processes, and watches how much memory each takes."""
+"""Times commands in turn, as whole processes, and watches how much memory each takes."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ class Runs:
         return statistics.median(self.seconds)
 
 
-def run(command: Sequence[str], runs: Runs) -> None:
-    """Run a command once; it must succeed."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    watcher = threading.Thread(target=_watch, args=(process, runs))
-    watcher.start()
-    _, errors = process.communicate()
-    runs.seconds.append(time.perf_counter() - started)
+def run(command: Sequence[str], runs: Runs, *, stdin: Path | None = None) -> str:
+    """Run a command once, which must succeed; gives what it printed."""
+    with Path(stdin or os.devnull).open("rb") as source:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        watcher = threading.Thread(target=_watch, args=(process, runs))
+        watcher.start()
+        output, errors = process.communicate()
+        runs.seconds.append(time.perf_counter() - started)
     watcher.join()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {errors.decode(errors='replace')}")
+        raise RuntimeError(f"{' '.join(command)}: {errors.decode(errors='replace')[-2000:]}")
+    return output.decode(errors="replace")
 
 
 def _watch(process: subprocess.Popen[bytes], runs: Runs) -> None:
@@ -63,7 +65,7 @@ def _watch(process: subprocess.Popen[bytes], runs: Runs) -> None:
         time.sleep(_SAMPLE_EVERY)
 
 
-def _touch_free_memory(size: int = 3 << 30) -> None:
+def touch_free_memory(size: int = 3 << 30) -> None:
     """Have the machine's free memory backed before a run.
 
     A virtual machine gives free memory back to its host after a second or two, and each page that is used again costs
@@ -72,13 +74,13 @@ def _touch_free_memory(size: int = 3 << 30) -> None:
     subprocess.run([sys.executable, "-c", f"b = bytearray({size}); b[::4096] = b'1' * len(b[::4096])"], check=True)
 
 
-def pair(ours: Sequence[str], peer: Sequence[str], pairs: int, before: Callable[[], None]) -> tuple[Runs, Runs]:
-    """Run both in turn, A B A B, after one run of each that does not count."""
-    results = Runs(), Runs()
-    for turn in range(pairs + 1):
-        for command, runs in zip((ours, peer), results, strict=True):
+def in_turn(commands: Sequence[Callable[[Runs], object]], rounds: int, before: Callable[[], None]) -> list[Runs]:
+    """Run commands in turn, A B A B, after one run of each that does not count."""
+    results = [Runs() for _ in commands]
+    for turn in range(rounds + 1):
+        for command, runs in zip(commands, results, strict=True):
             before()
             os.sync()
-            _touch_free_memory()
-            run(command, Runs() if turn == 0 else runs)
+            touch_free_memory()
+            command(Runs() if turn == 0 else runs)
     return results
