@@ -216,10 +216,7 @@ class IndexedStore:
         return table
 
     def seen_through(self, frames: P2M) -> IndexedStore:
-        """Key the same pages by the pfns of a map: one search a page then, instead of two and a sort.
-
-        A pfn whose frame is not here is excluded.
-        """
+        """Key the same pages by the pfns of a map; one whose frame is not here is excluded."""
         extents = frames.seen(self.extents, self.page_size)
         zero = frames.preimage(self._zero) if self._zero.count else EMPTY
         return IndexedStore(self._source, self.page_size, extents, zero=zero, excluded=frames.pages())
