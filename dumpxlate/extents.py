@@ -161,6 +161,9 @@ def first_wins(start: Int64s, count: Int64s, offset: Int64s, *, step: int = 1) -
     """
     order = np.argsort(start, kind="stable")
     begins, ends = start[order], (start + count)[order]
+    twin = np.append(False, (begins[1:] == begins[:-1]) & (ends[1:] == ends[:-1]))[: len(order)]
+    if twin.any():
+        order, begins, ends = order[~twin], begins[~twin], ends[~twin]
     if not len(start) or (begins[1:] >= ends[:-1]).all():
         return begins, count[order], offset[order]
     opens = np.append(True, begins[1:] >= np.maximum.accumulate(ends)[:-1])

@@ -40,6 +40,8 @@ __all__ = [
 
 _RELEASE_EVERY = 64
 """Batches between two times that a mapping's resident pages are given back to the kernel."""
+_RELEASE_VIEWED = 64 << 20
+"""Bytes viewed between two such times."""
 
 
 class Source(Protocol):
@@ -265,19 +267,27 @@ class MappedFile(PreadFile):
         self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
         super().__init__(fd, name, size)
         self._view = memoryview(self._map)
-        self._gathered = 0
+        self._gathered = self._viewed = 0
 
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
-        """View a range of the mapping."""
-        return self._view[offset : offset + check_range(self.name, self.size, offset, length)]
+        """View a range of the mapping; now and then what views have made resident is given back."""
+        length = check_range(self.name, self.size, offset, length)
+        self._viewed += length
+        if self._viewed > _RELEASE_VIEWED:
+            self._release()
+        return self._view[offset : offset + length]
 
     def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
         """Read ranges; now and then what tables have made resident is given back."""
         self._gathered += 1
         if self._gathered % _RELEASE_EVERY == 0:
-            # Safe under readers: the pages stay in the page cache and are mapped again when touched.
-            self._map.madvise(mmap.MADV_DONTNEED)
+            self._release()
         return super().gather(offset, size)
+
+    def _release(self) -> None:
+        """Safe under readers: the pages stay in the page cache and are mapped again when touched."""
+        self._viewed = 0
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Unmap and close the file.

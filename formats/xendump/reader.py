@@ -11,19 +11,22 @@ import numpy as np
 from dumpxlate.arch.xen_vcpu import VGCF_HVM_GUEST, context_layout
 from dumpxlate.dump import Dump, Space
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
-from dumpxlate.extents import Extents
+from dumpxlate.extents import ExtentsBuilder
 from dumpxlate.formats.xendump import layout
 from dumpxlate.formats.xendump.layout import PAGE_SIZE, XcCoreHeader
 from dumpxlate.pages import DeferredStore, IndexedStore
-from dumpxlate.pageset import PageRuns
 from dumpxlate.structs import parse
 from dumpxlate.xen import context_width, xen_cpus, xen_machine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from dumpxlate.arrays import Int64s
     from dumpxlate.io.source import Source
 
 __all__ = ["open_xendump"]
+
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,15 @@ class _File:
         room = (self.source.size - self.header.xch_pages_offset) // PAGE_SIZE
         return max(0, min(self.header.xch_nr_pages, room))
 
-    def entries(self) -> Int64s:
-        """Read the index: one frame number a page, -1 where the slot is unused."""
-        length = self.header.xch_nr_pages * self.entry_size
-        body = self.source.view(self.header.xch_index_offset, length)
-        entries = np.frombuffer(body, f"<u{self.entry_size}").astype(np.int64)
-        # 32-bit tools wrote ~0 with 32 bits, whatever the width of the entry.
-        entries[entries == 0xFFFFFFFF] = -1
-        return entries
+    def chunks(self) -> Iterator[tuple[Int64s, Int64s]]:
+        """Read the index a million rows at a time: their numbers, and a frame number each, -1 where one is unused."""
+        for first in range(0, self.header.xch_nr_pages, _CHUNK):
+            count = min(_CHUNK, self.header.xch_nr_pages - first)
+            body = self.source.view(self.header.xch_index_offset + first * self.entry_size, count * self.entry_size)
+            entries = np.frombuffer(body, f"<u{self.entry_size}").astype(np.int64)
+            # 32-bit tools wrote ~0 with 32 bits, whatever the width of the entry.
+            entries[entries == 0xFFFFFFFF] = -1
+            yield np.arange(first, first + len(entries)), entries
 
 
 def open_xendump(source: Source) -> Dump:
@@ -189,24 +193,26 @@ def _is_hvm(header: XcCoreHeader, contexts: list[bytes], remarks: list[str]) -> 
 
 def _store_by_mfn(file: _File) -> IndexedStore:
     """Key pages by the mfn that the index gives; the first of several copies counts, as in crash."""
-    entries = file.entries()
-    inside = file.whole_pages
-    beyond = entries[inside:][entries[inside:] >= 0]
-    lost = PageRuns.from_runs(beyond, np.ones_like(beyond))
-    return _indexed(file, entries[:inside], lost)
+    return _indexed(file, file.chunks())
 
 
 def _store_by_position(file: _File) -> IndexedStore:
     """Key pages by their place: the order of guest-physical memory, without the hole below 4 GiB."""
-    place = np.arange(file.header.xch_nr_pages, dtype=np.int64)
-    place[layout.HVM_MMIO_START :] += layout.HVM_MMIO_PAGES
-    place[file.entries() == -1] = -1
-    inside = file.whole_pages
-    lost = PageRuns.from_pfns(place[inside:][place[inside:] >= 0])
-    return _indexed(file, place[:inside], lost)
+    return _indexed(file, ((row, _by_place(row, entries)) for row, entries in file.chunks()))
 
 
-def _indexed(file: _File, frame: Int64s, lost: PageRuns) -> IndexedStore:
-    offset = file.header.xch_pages_offset + np.arange(len(frame), dtype=np.int64) * PAGE_SIZE
-    extents, repeated = Extents.from_pairs(frame, offset, PAGE_SIZE, last_wins=False)
-    return IndexedStore(file.source, PAGE_SIZE, extents, excluded=lost, repeated=repeated)
+def _by_place(row: Int64s, entries: Int64s) -> Int64s:
+    place = np.where(row < layout.HVM_MMIO_START, row, row + layout.HVM_MMIO_PAGES)
+    return np.where(entries == -1, np.int64(-1), place)
+
+
+def _indexed(file: _File, chunks: Iterable[tuple[Int64s, Int64s]]) -> IndexedStore:
+    """Index rows by frame; those whose page lies beyond the end of the file are left out."""
+    stored, lost = ExtentsBuilder(PAGE_SIZE), ExtentsBuilder(PAGE_SIZE)
+    for row, frame in chunks:
+        inside = row < file.whole_pages
+        offset = file.header.xch_pages_offset + row * PAGE_SIZE
+        stored.add(frame[inside], offset[inside])
+        lost.add(frame[~inside], offset[~inside])
+    extents, repeated = stored.build()
+    return IndexedStore(file.source, PAGE_SIZE, extents, excluded=lost.build()[0].pages(), repeated=repeated)
