@@ -10,7 +10,8 @@ import numpy as np
 
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.memory import PhysicalMemory
-from dumpxlate.pages import PageState, RemappedStore
+from dumpxlate.pages import PageState
+from dumpxlate.stores import RemappedStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,46 +10,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
-
-from dumpxlate.pageset import EMPTY, PageSet, intersection, union
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dumpxlate.arrays import Bools, Int32s, Int64s, UInt8s
-    from dumpxlate.extents import Extents
-    from dumpxlate.io.source import Source
-    from dumpxlate.p2m.map import P2M
-
-ReadAt: TypeAlias = "Callable[[int, int], bytes]"
+    from dumpxlate.pageset import PageSet
 
 __all__ = [
     "BATCH_BYTES",
-    "MISS_LIMIT",
     "CodecId",
-    "DeferredStore",
-    "IndexedStore",
-    "MapFit",
     "PageBatch",
     "PageState",
     "PageStore",
     "PageTable",
     "ReadAt",
-    "RemappedStore",
     "batches",
     "windows",
 ]
 
+ReadAt: TypeAlias = "Callable[[int, int], bytes]"
+"""Reads a range of a dump's bytes: offset and length."""
+
 BATCH_BYTES = 4 << 20
 """Guest memory in one batch: batches are counted in bytes, since pages of 64 KiB exist."""
-
-
-MISS_LIMIT = 0.01
-"""Share of a map's pages that a dump may lack (and of a dump's pages that the map may lack) before it does not fit."""
 
 
 class PageState(IntEnum):
@@ -115,6 +102,16 @@ class PageTable:
         """Keep the rows that a mask, an index or a slice selects."""
         return PageTable(self.pfn[mask], self.state[mask], self.codec[mask], self.offset[mask], self.size[mask])
 
+    def where_zero(self, rows: Bools) -> PageTable:
+        """Say of some stored rows that they are zero, and need no bytes."""
+        return PageTable(
+            self.pfn,
+            np.where(rows, np.uint8(PageState.ZERO), self.state),
+            self.codec,
+            np.where(rows, np.int64(-1), self.offset),
+            np.where(rows, np.int32(0), self.size),
+        )
+
     def stored(self) -> PageTable:
         """Keep the rows that have bytes in the body."""
         return self.where(self.state == PageState.STORED)
@@ -171,207 +168,6 @@ class PageStore(Protocol):
     def place(self, table: PageTable) -> Int64s:
         """Say where in the dump's file the bytes of located pages are: -1 where nowhere as they are."""
         ...
-
-
-class IndexedStore:
-    """A store of raw pages over extents of one source.
-
-    Args:
-        source: the file.
-        page_size: bytes a page.
-        extents: where stored pages lie.
-        zero: RAM known to be zero without bytes in the file (holes of a sparse image).
-        excluded: RAM that the file leaves out.
-        repeated: pages of which the file has further copies, which do not count.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        page_size: int,
-        extents: Extents,
-        *,
-        zero: PageSet = EMPTY,
-        excluded: PageSet = EMPTY,
-        repeated: int = 0,
-    ) -> None:
-        self.page_size = page_size
-        self.repeated = repeated
-        self.extents = extents
-        self._source = source
-        self._zero = zero
-        self.read_at: ReadAt = source.read
-        self.stored: PageSet = union(extents.pages(), zero) if zero.count else extents.pages()
-        self.ram: PageSet = union(self.stored, excluded) if excluded.count else self.stored
-
-    def locate(self, pfn: Int64s) -> PageTable:
-        """Say for each pfn what is known and where."""
-        table = PageTable.raw(pfn, self.extents.offsets(pfn, self.page_size), self.page_size)
-        rest = table.state == PageState.ABSENT
-        if rest.any():
-            known = self.ram.contains(pfn)
-            zero = self._zero.contains(pfn)
-            table.state[rest & known] = PageState.EXCLUDED
-            table.state[rest & zero] = PageState.ZERO
-        return table
-
-    def seen_through(self, frames: P2M) -> IndexedStore:
-        """Key the same pages by the pfns of a map; one whose frame is not here is excluded."""
-        extents = frames.seen(self.extents, self.page_size)
-        zero = frames.preimage(self._zero) if self._zero.count else EMPTY
-        return IndexedStore(self._source, self.page_size, extents, zero=zero, excluded=frames.pages())
-
-    def fetch(self, table: PageTable) -> PageBatch:
-        """Bring the bytes of located pages."""
-        return fetch_from(self._source, table)
-
-    def place(self, table: PageTable) -> Int64s:
-        """Say where in the file the bytes of located pages are."""
-        return self._source.place(table.offset)
-
-
-def fetch_from(source: Source, table: PageTable) -> PageBatch:
-    """Bring the bytes of located pages from a source, which may move them into a body of its own."""
-    if not (table.state == PageState.STORED).any():
-        return PageBatch(table, memoryview(b""))
-    body, offset = source.gather(table.offset, table.size)
-    return PageBatch(PageTable(table.pfn, table.state, table.codec, offset, table.size), body)
-
-
-class DeferredStore:
-    """A store whose index is read when it is first needed, so that opening a dump takes no longer for a larger one.
-
-    Args:
-        load: reads the index and makes the store.
-        page_size: bytes a page.
-        entries: rows that the index has, as the header says.
-    """
-
-    def __init__(self, load: Callable[[], PageStore], page_size: int, entries: int) -> None:
-        self._load = load
-        self.page_size = page_size
-        self.entries = entries
-
-    @cached_property
-    def loaded(self) -> PageStore:
-        """The store itself; the first access reads the index."""
-        return self._load()
-
-    @property
-    def ram(self) -> PageSet:
-        """Every RAM page that the dump knows of."""
-        return self.loaded.ram
-
-    @property
-    def stored(self) -> PageSet:
-        """Those of them that it has content for."""
-        return self.loaded.stored
-
-    def locate(self, pfn: Int64s) -> PageTable:
-        """Say for each pfn what is known and where."""
-        return self.loaded.locate(pfn)
-
-    def fetch(self, table: PageTable) -> PageBatch:
-        """Bring the bytes of located pages."""
-        return self.loaded.fetch(table)
-
-    @property
-    def read_at(self) -> ReadAt | None:
-        """What reads the bytes of one located page."""
-        return self.loaded.read_at
-
-    def place(self, table: PageTable) -> Int64s:
-        """Say where in the file the bytes of located pages are."""
-        return self.loaded.place(table)
-
-
-@dataclass(frozen=True, slots=True)
-class MapFit:
-    """How well a map and a dump fit.
-
-    Attributes:
-        mapped: pfns that the map gives a page.
-        missing: those whose machine frame the dump lacks.
-        aliases: pfns beyond the first on one machine frame.
-        held: machine frames in the dump.
-        unmapped: those that no pfn maps to.
-    """
-
-    mapped: int
-    missing: int
-    aliases: int
-    held: int
-    unmapped: int
-
-    @property
-    def fits(self) -> bool:
-        """Whether both shares of misses stay within MISS_LIMIT."""
-        return (
-            self.mapped > self.missing
-            and self.missing <= MISS_LIMIT * self.mapped
-            and self.unmapped <= MISS_LIMIT * self.held
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"{self.missing:,} of {self.mapped:,} mapped pages are not in the dump, "
-            f"{self.unmapped:,} of {self.held:,} pages in the dump are not in the map, {self.aliases:,} aliases"
-        )
-
-
-class RemappedStore:
-    """A store seen through a frame map: the same pages under the pfns that map to them. Nothing is read or copied.
-
-    Args:
-        inner: store keyed by the frames that the map leads to.
-        frames: the map; a pfn whose frame the inner store lacks is excluded.
-    """
-
-    def __init__(self, inner: PageStore, frames: P2M) -> None:
-        self.page_size = inner.page_size
-        self._inner = inner.loaded if isinstance(inner, DeferredStore) else inner
-        self._frames = frames
-        self.ram: PageSet = frames.pages()
-        self._direct = self._inner.seen_through(frames) if isinstance(self._inner, IndexedStore) else None
-        self.stored: PageSet = self._direct.stored if self._direct else frames.preimage(self._inner.stored)
-
-    def locate(self, pfn: Int64s) -> PageTable:
-        """Say for each pfn what is known and where."""
-        if self._direct:
-            return self._direct.locate(pfn)
-        frame = self._frames.mfn(pfn)
-        order = np.argsort(frame)  # an ascending search is several times faster than one at random
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        found = self._inner.locate(frame[order]).where(back)
-        state = found.state.copy()
-        state[(state == PageState.ABSENT) & (frame >= 0)] = PageState.EXCLUDED
-        return PageTable(pfn, state, found.codec, found.offset, found.size)
-
-    def fit(self) -> MapFit:
-        """Compare the map with the frames that the inner store holds."""
-        held, aliases = self._inner.stored, self._frames.aliases
-        found = intersection(self._frames.frames(), held).count if aliases else self.stored.count
-        return MapFit(
-            mapped=self.ram.count,
-            missing=self.ram.count - self.stored.count,
-            aliases=aliases,
-            held=held.count,
-            unmapped=held.count - found,
-        )
-
-    def fetch(self, table: PageTable) -> PageBatch:
-        """Bring the bytes of located pages."""
-        return self._inner.fetch(table)
-
-    @property
-    def read_at(self) -> ReadAt | None:
-        """What reads the bytes of one located page."""
-        return self._inner.read_at
-
-    def place(self, table: PageTable) -> Int64s:
-        """Say where in the file the bytes of located pages are."""
-        return self._inner.place(table)
 
 
 def windows(pages: PageSet, page_size: int, *, size: int = BATCH_BYTES) -> Iterator[tuple[int, int]]:

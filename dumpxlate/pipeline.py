@@ -19,9 +19,10 @@ from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.errors import CorruptDumpError, CorruptPageError, LossyConversionError, MapError, OutputError
 from dumpxlate.format import Accompanied, Loss, WriteOptions
 from dumpxlate.io.sink import FileSink, PipeSink
-from dumpxlate.pages import MISS_LIMIT, CodecId, PageBatch, PageState, PageTable, RemappedStore, windows
+from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.registry import find_format, find_wrapper
+from dumpxlate.stores import MISS_LIMIT, RemappedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from dumpxlate.dump import Dump
     from dumpxlate.format import Writer
     from dumpxlate.io.sink import Output, Sink
-    from dumpxlate.pages import MapFit, PageStore
+    from dumpxlate.pages import PageStore
+    from dumpxlate.stores import MapFit
 
 __all__ = ["FLATTENED", "BadPages", "Report", "convert", "convert_set"]
 

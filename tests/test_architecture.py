@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LEVELS = (
     ("errors", "arrays", "version"),
     ("structs", "pageset", "bitmap", "extents", "io", "progress"),
-    ("pages", "codecs", "elf", "vmcoreinfo", "arch", "segments", "emit", "lime", "memory"),
+    ("pages", "stores", "codecs", "elf", "vmcoreinfo", "arch", "segments", "emit", "lime", "memory"),
     ("p2m", "paging", "dump", "guest_notes", "xen"),
     ("format", "window", "registry", "bare"),
     ("formats",),

@@ -23,8 +23,9 @@ from dumpxlate.describe import page_map
 from dumpxlate.describe.page_map import Ranges, map_pages, page_ranges
 from dumpxlate.io.source import BytesSource
 from dumpxlate.p2m.map import P2M
-from dumpxlate.pages import CodecId, DeferredStore, IndexedStore, PageState
+from dumpxlate.pages import CodecId, PageState
 from dumpxlate.registry import open_from
+from dumpxlate.stores import DeferredStore, IndexedStore
 from tests.builders import avml, elf, flattened, kdump, lime, raw, xen_core, xendump
 from tests.builders.guest import Guest, small_guest, stored_runs
 from tests.conftest import ROOT

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from dumpxlate.dump import Space
 from dumpxlate.p2m.map import DeferredP2M
-from dumpxlate.pages import DeferredStore, RemappedStore
 from dumpxlate.registry import all_formats, all_wrappers, reads
+from dumpxlate.stores import DeferredStore, RemappedStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dumpxlate.dump import Cpu, Dump
     from dumpxlate.p2m.map import P2M
-    from dumpxlate.pages import MapFit, PageStore
+    from dumpxlate.pages import PageStore
     from dumpxlate.pipeline import Report
+    from dumpxlate.stores import MapFit
 
 __all__ = ["describe_dump", "describe_formats", "describe_p2m", "describe_report", "printable"]
 

@@ -14,8 +14,9 @@ import numpy as np
 from dumpxlate.dump import Space
 from dumpxlate.extents import merge
 from dumpxlate.p2m.map import FrameRuns
-from dumpxlate.pages import CodecId, DeferredStore, IndexedStore, PageState, PageTable, windows
+from dumpxlate.pages import CodecId, PageState, PageTable, windows
 from dumpxlate.pageset import PageRuns, difference
+from dumpxlate.stores import DeferredStore, IndexedStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

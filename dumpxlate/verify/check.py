@@ -15,15 +15,17 @@ import numpy as np
 from dumpxlate.arrays import runs
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
-from dumpxlate.pages import CodecId, DeferredStore, PageState, PageTable, RemappedStore, windows
+from dumpxlate.pages import CodecId, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
+from dumpxlate.stores import DeferredStore, RemappedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dumpxlate.arrays import Int64s, UInt8s
     from dumpxlate.dump import Dump
-    from dumpxlate.pages import MapFit, PageStore
+    from dumpxlate.pages import PageStore
+    from dumpxlate.stores import MapFit
 
 __all__ = ["BadRun", "CheckReport", "check"]
 

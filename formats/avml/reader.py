@@ -13,8 +13,8 @@ from dumpxlate.errors import CorruptDumpError
 from dumpxlate.formats.avml.frames import unpack_frames
 from dumpxlate.formats.avml.records import Blocks, find_blocks
 from dumpxlate.io.source import Closing, check_range, ranges_inside
-from dumpxlate.pages import IndexedStore
 from dumpxlate.segments import index_segments
+from dumpxlate.stores import IndexedStore
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int32s, Int64s

@@ -12,9 +12,9 @@ from dumpxlate.elf.container import ET_CORE, PT_NOTE, ElfFile, Segments, machine
 from dumpxlate.elf.notes import NT_AUXV, NT_FILE, NT_TASKSTRUCT, parse_notes
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.guest_notes import blocks_from_notes, cpus_from_notes, p2m_from_notes, vmcoreinfo_from_notes
-from dumpxlate.pages import IndexedStore
 from dumpxlate.pageset import PageRuns, difference
 from dumpxlate.segments import index_segments
+from dumpxlate.stores import IndexedStore
 
 if TYPE_CHECKING:
     from dumpxlate.elf.notes import Note

@@ -17,7 +17,7 @@ from dumpxlate.formats.kdump.store import KdumpStore, ShiftedStore, stored_bitma
 from dumpxlate.formats.kdump.table import DescriptorTable
 from dumpxlate.guest_notes import blocks_from_notes, cpus_from_notes, p2m_from_notes, vmcoreinfo_from_notes
 from dumpxlate.io.joined import ConcatenatedSource
-from dumpxlate.pages import DeferredStore
+from dumpxlate.stores import DeferredStore
 from dumpxlate.vmcoreinfo import VmCoreInfo
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.bitmap import PageBitmap
-from dumpxlate.pages import CodecId, PageState, PageTable, fetch_from
+from dumpxlate.pages import CodecId, PageState, PageTable
 from dumpxlate.pageset import PageRuns
+from dumpxlate.stores import fetch_from
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt64s

@@ -11,8 +11,8 @@ from dumpxlate.bare import ASSUMED, assumed_machine
 from dumpxlate.dump import Dump
 from dumpxlate.errors import FormatError
 from dumpxlate.lime import RECORD, LimeHeader, check_record
-from dumpxlate.pages import IndexedStore
 from dumpxlate.segments import index_segments
+from dumpxlate.stores import IndexedStore
 from dumpxlate.structs import parse
 
 if TYPE_CHECKING:

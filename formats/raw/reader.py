@@ -11,9 +11,9 @@ from dumpxlate.dump import Dump
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.formats.raw.map_file import find_map
 from dumpxlate.io.joined import ConcatenatedSource
-from dumpxlate.pages import IndexedStore
 from dumpxlate.pageset import EMPTY, PageRuns, difference, intersection
 from dumpxlate.segments import index_segments
+from dumpxlate.stores import IndexedStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

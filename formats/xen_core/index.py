@@ -10,7 +10,7 @@ import numpy as np
 from dumpxlate.errors import CorruptDumpError
 from dumpxlate.extents import ExtentsBuilder
 from dumpxlate.p2m.map import P2M, FrameRuns
-from dumpxlate.pages import IndexedStore
+from dumpxlate.stores import IndexedStore
 from dumpxlate.xen import MAX_FRAME
 
 if TYPE_CHECKING:

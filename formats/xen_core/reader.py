@@ -23,7 +23,7 @@ from dumpxlate.format import Confidence, Match
 from dumpxlate.formats.xen_core import layout
 from dumpxlate.formats.xen_core.index import PageIndex
 from dumpxlate.p2m.map import DeferredP2M
-from dumpxlate.pages import DeferredStore
+from dumpxlate.stores import DeferredStore
 from dumpxlate.structs import parse, size_of
 from dumpxlate.xen import MAX_VCPUS, PAGE_SIZE, context_width, xen_cpus, xen_machine
 

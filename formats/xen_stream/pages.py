@@ -10,8 +10,8 @@ import numpy as np
 
 from dumpxlate.extents import Extents, ExtentsBuilder
 from dumpxlate.formats.xen_stream import layout
-from dumpxlate.pages import IndexedStore
 from dumpxlate.pageset import PageRuns
+from dumpxlate.stores import IndexedStore
 from dumpxlate.xen import MAX_FRAME, PAGE_SIZE
 
 if TYPE_CHECKING:

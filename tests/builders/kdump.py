@@ -244,29 +244,40 @@ def split_set(guest: Guest, count: int, **options: Any) -> list[bytes]:
     return [build(guest, split=(edges[part], edges[part + 1]), **options) for part in range(count)]
 
 
-def sparse_huge(path: Path, pages: Mapping[int, bytes], *, nr_pages: int, page_size: int = 4096) -> Path:
+def sparse_huge(
+    path: Path,
+    pages: Mapping[int, bytes],
+    *,
+    nr_pages: int,
+    page_size: int = 4096,
+    stored: Sequence[tuple[int, int]] | None = None,
+) -> Path:
     """A sparse file with a raw page for every pfn below ``nr_pages``; only ``pages`` (by pfn) have content.
 
-    The descriptors are really written: 24 bytes for each page.
+    The descriptors are really written: 24 bytes for each page. With ``stored``, runs (first pfn, count), only those
+    pages have one, the rest of RAM was left out.
     """
     import numpy as np
 
+    runs_of = stored or [(0, nr_pages)]
+    held = sum(count for _, count in runs_of)
     guest = Guest(page_size=page_size, pages={})
     head = parts(guest, codec="raw", max_mapnr=nr_pages, shared_zero=False)
     bits_at, half = head[3][0], len(head[3][1]) // 2
     table_at = bits_at + 2 * half
-    data_at = align(table_at + 24 * nr_pages, page_size)
-    bits = bitmap([(0, nr_pages)], half)
-    write_sparse(path, data_at + nr_pages * page_size, [*head[:3], (bits_at, bits), (bits_at + half, bits)])
+    data_at = align(table_at + 24 * held, page_size)
+    bits = bitmap([(0, nr_pages)], half), bitmap(runs_of, half)
+    write_sparse(path, data_at + held * page_size, [*head[:3], (bits_at, bits[0]), (bits_at + half, bits[1])])
     row = np.dtype([("offset", "<u8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
     with path.open("r+b") as file:
         file.seek(table_at)
-        for first in range(0, nr_pages, 1 << 20):
-            table = np.zeros(min(1 << 20, nr_pages - first), row)
+        for first in range(0, held, 1 << 20):
+            table = np.zeros(min(1 << 20, held - first), row)
             table["offset"] = data_at + np.arange(first, first + len(table), dtype="u8") * np.uint64(page_size)
             table["size"] = page_size
             file.write(table.tobytes())
         for pfn, data in pages.items():
-            file.seek(data_at + pfn * page_size)
+            below = sum(min(max(pfn - first, 0), count) for first, count in runs_of)
+            file.seek(data_at + below * page_size)
             file.write(data)
     return path

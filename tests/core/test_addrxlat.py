@@ -17,13 +17,13 @@ from dumpxlate.extents import Extents
 from dumpxlate.io.source import BytesSource
 from dumpxlate.memory import PhysicalMemory
 from dumpxlate.p2m.map import P2M
-from dumpxlate.pages import IndexedStore
 from dumpxlate.paging.aarch64 import aarch64_paging
 from dumpxlate.paging.aarch64 import table_root as ttbr_root
 from dumpxlate.paging.addrxlat import as_addresses, first_of, frame_map, linear, page_walk, signed
 from dumpxlate.paging.format import Entry, Paging
 from dumpxlate.paging.x86 import LEGACY, LEGACY_PSE, LEVEL_4, LEVEL_5, PAE, table_root, x86_paging
 from dumpxlate.registry import open_from
+from dumpxlate.stores import IndexedStore
 from dumpxlate.vmcoreinfo import VmCoreInfo
 from tests.builders import elf_cores, raw
 from tests.builders.guest import Guest

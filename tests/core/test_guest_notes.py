@@ -24,7 +24,7 @@ from dumpxlate.guest_notes import (
 )
 from dumpxlate.io.source import BytesSource
 from dumpxlate.p2m.map import P2M
-from dumpxlate.pages import IndexedStore
+from dumpxlate.stores import IndexedStore
 from dumpxlate.vmcoreinfo import VmCoreInfo
 from tests.builders import elf_notes, xen_vcpu
 from tests.builders.guest import Guest, register

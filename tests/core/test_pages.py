@@ -14,23 +14,15 @@ from dumpxlate.bitmap import PageBitmap
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.extents import Extents
 from dumpxlate.io.joined import TailedSource
-from dumpxlate.io.source import BytesSource
+from dumpxlate.io.source import BytesSource, open_source
 from dumpxlate.p2m.map import P2M
-from dumpxlate.pages import (
-    CodecId,
-    DeferredStore,
-    IndexedStore,
-    MapFit,
-    PageState,
-    PageTable,
-    RemappedStore,
-    batches,
-    windows,
-)
+from dumpxlate.pages import CodecId, PageState, PageTable, batches, windows
 from dumpxlate.pageset import EMPTY, PageRuns
+from dumpxlate.stores import DeferredStore, IndexedStore, MapFit, RemappedStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from dumpxlate.arrays import Int64s
     from dumpxlate.pages import PageStore
@@ -340,3 +332,27 @@ def test_pages_beyond_the_end_of_the_file_are_bad_not_zero() -> None:
         assert states.tolist() == [PageState.STORED, PageState.BAD, PageState.BAD, PageState.BAD]
         assert out[0].tobytes() == FILE[:PAGE]
         assert not out[1:].any()
+
+
+def test_pages_in_holes_of_the_file_are_zero_without_being_read(tmp_path: Path) -> None:
+    """Ten pages, of which 2 to 5 and the last two are a hole; the dump's pages lie half a page beside the file's."""
+    block = 1 << 16  # file systems have holes of whole blocks, whatever their size
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.write(b"\x11" * 2 * block)
+        file.seek(6 * block)
+        file.write(b"\x22" * 2 * block)
+        file.truncate(10 * block)
+    with open_source(path) as source:
+        if len(source.data_runs()[0]) == 1:
+            pytest.skip("this file system has no holes")
+        for shift, zero in ((0, {2, 3, 4, 5, 8, 9}), (block // 2, {2, 3, 4, 8})):
+            pages = range((source.size - shift) // block)
+            extents = Extents.from_pairs(ints(pages), shift + ints(pages) * block, block, last_wins=True)[0]
+            store = IndexedStore(source, block, extents)
+            batch = store.fetch(store.locate(ints(pages)))
+            assert set(batch.table.pfn[batch.table.state == PageState.ZERO].tolist()) == zero
+            stored = batch.table.stored()
+            found = [bytes(batch.body[at : at + block]) for at in stored.offset.tolist()]
+            whole = path.read_bytes()
+            assert found == [whole[shift + pfn * block :][:block] for pfn in stored.pfn.tolist()]

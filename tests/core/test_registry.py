@@ -23,7 +23,7 @@ from dumpxlate.errors import (
 from dumpxlate.extents import Extents
 from dumpxlate.format import Confidence, Match, OpenOptions
 from dumpxlate.io.source import BytesSource
-from dumpxlate.pages import IndexedStore
+from dumpxlate.stores import IndexedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

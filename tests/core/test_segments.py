@@ -15,8 +15,9 @@ from dumpxlate import segments
 from dumpxlate.errors import TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.io.joined import TailedSource
 from dumpxlate.io.source import BytesSource
-from dumpxlate.pages import IndexedStore, PageState
+from dumpxlate.pages import PageState
 from dumpxlate.segments import index_segments
+from dumpxlate.stores import IndexedStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,8 +23,9 @@ from dumpxlate.format import OpenOptions
 from dumpxlate.formats.kdump import FORMAT
 from dumpxlate.io.joined import ConcatenatedSource
 from dumpxlate.io.source import BytesSource, PreadFile
-from dumpxlate.pages import DeferredStore, PageState
+from dumpxlate.pages import PageState
 from dumpxlate.pipeline import convert
+from dumpxlate.stores import DeferredStore
 from tests.builders import elf_cores, kdump
 from tests.builders.elf_notes import cpu_notes
 from tests.builders.guest import Guest, far_guest, page, register, small_guest

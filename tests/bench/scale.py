@@ -1,0 +1,132 @@
+"""``python -m tests.bench.scale``: memory and time against the size of the guest, from 1 GiB to 16 TiB.
+
+The inputs are sparse: 64 MiB of each guest are data, in 64 pieces all over its memory, the rest is holes of the file
+(ELF, old Xen dump) or left out by the dump (kdump). The index is always the whole one: the bitmaps of a 16 TiB guest
+are 1 GiB, the index of the old Xen dump with 2^31 entries is 16 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tests.bench.case import US
+from tests.bench.measure import Runs, run
+from tests.builders import elf, kdump, xendump
+from tests.builders.guest import named_block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PAGE = 4096
+MIB, GIB = 1 << 20, 1 << 30
+PIECES, PIECE = 64, 256
+SIZES = (1, 16, 256, 1024, 4096, 16384 - 64)  # GiB; ext4 has no file of 16 TiB
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one command took on one guest: seconds, and the highest RssAnon and resident memory in bytes."""
+
+    format: str
+    gib: int
+    command: str
+    seconds: float
+    anonymous: int
+    resident: int
+
+
+def pieces(count: int) -> list[int]:
+    """First pfn of each piece of data."""
+    return [int(pfn) for pfn in np.linspace(0, count - PIECE, PIECES)]
+
+
+def data(count: int) -> dict[int, bytes]:
+    """The pages that have content."""
+    found = {}
+    for first in pieces(count):
+        block = named_block(first, PIECE)
+        found |= {first + page: block[page * PAGE : (page + 1) * PAGE] for page in range(PIECE)}
+    return found
+
+
+def make_elf(path: Path, count: int) -> Path:
+    """One PT_LOAD, nearly all of it a hole of the file."""
+    return elf.sparse_huge(path, data(count), ram=[(0, count)])
+
+
+def make_kdump(path: Path, count: int) -> Path:
+    """Both bitmaps whole, descriptors for the pages that are there."""
+    stored = [(first, PIECE) for first in pieces(count)]
+    return kdump.sparse_huge(path, data(count), nr_pages=count, stored=stored)
+
+
+def make_xendump(path: Path, count: int) -> Path:
+    """An index of every page, up to 2^31 - 1 of them."""
+    return xendump.sparse_huge(path, {}, nr_pages=min(count, (1 << 31) - 1))
+
+
+def commands(format: str, path: Path, out: Path, gib: int) -> dict[str, tuple[str, ...]]:
+    """What is run on a guest; what takes a time that grows with its memory only as long as that is bearable."""
+    quiet = ("--progress", "none", "--force", "-o", str(out))
+    found = {"info": (*US, "info", str(path))}
+    if format == "xendump":
+        found["map"] = (*US, "map", str(path))
+    elif format == "kdump" or gib <= 256:
+        found["convert"] = (*US, "convert", str(path), "-t", "kdump", *quiet)
+    return found
+
+
+MAKE: dict[str, Callable[[Path, int], Path]] = {"elf": make_elf, "kdump": make_kdump, "xendump": make_xendump}
+
+
+def measure(folder: Path, formats: list[str], largest: int) -> list[Point]:
+    """Build, run and remove, one guest after the other."""
+    points = []
+    for format in formats:
+        for gib in (size for size in SIZES if size <= largest):
+            if format == "xendump" and gib > 8192:
+                continue  # more entries than its format has
+            path, out = folder / f"{format}-{gib}", folder / "out"
+            MAKE[format](path, gib * GIB // PAGE)
+            for name, command in commands(format, path, out, gib).items():
+                runs = Runs()
+                run(command, runs)
+                points.append(Point(format, gib, name, runs.seconds[0], runs.anonymous, runs.resident))
+                print(line(points[-1]), flush=True)
+                out.unlink(missing_ok=True)
+            path.unlink()
+    return points
+
+
+def line(point: Point) -> str:
+    return (
+        f"{point.format:<9}{point.gib:>7} GiB  {point.command:<8}{point.seconds:>9.2f} s"
+        f"{point.anonymous / MIB:>8.0f} MiB anonymous{point.resident / MIB:>8.0f} MiB resident"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description=__doc__)
+    parser.add_argument("formats", nargs="*", help=f"some of: {', '.join(MAKE)}")
+    parser.add_argument("--largest", type=int, default=SIZES[-1], help="GiB of the largest guest")
+    parser.add_argument("--folder", type=Path, help="where the sparse files go (a temporary one)")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    args = parser.parse_args()
+    if unknown := set(args.formats) - MAKE.keys():
+        parser.error(f"no such format: {', '.join(sorted(unknown))}")
+    with tempfile.TemporaryDirectory(prefix="dumpxlate-scale-", dir=args.folder) as folder:
+        points = measure(Path(folder), args.formats or list(MAKE), args.largest)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
