@@ -35,6 +35,7 @@ ONLY_IN = {
     "rich": "dumpxlate.cli",
     "typer": "dumpxlate.cli",
     "click": "dumpxlate.cli",
+    "distributed": "dumpxlate.cli.cluster",
 }
 LONGEST_FUNCTION = 60
 LONGEST_MODULE = 400

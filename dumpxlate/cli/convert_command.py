@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
-    from dumpxlate.pipeline import Report
     from dumpxlate.progress import Progress
 
 __all__ = ["convert"]
@@ -92,12 +92,19 @@ def convert(
         ),
     ] = None,
     progress: ShowProgress = ProgressStyle.AUTO,
+    dask: Annotated[
+        str | None, typer.Option("--dask", metavar="ADDRESS", help="Have a Dask cluster write the files of a set.")
+    ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write a report as JSON to this file.")] = None,
 ) -> None:
     """Write a dump in another format."""
+    from dumpxlate.describe.dump import describe_report
     from dumpxlate.pipeline import convert_set
     from dumpxlate.registry import format_for
 
+    if dask:
+        _tell(_on_cluster(dask, out, conduct), report)
+        return
     with inputs.open(sources) as dump, show_progress(progress) as callback:
         done = convert_set(
             _supplied(dump, vmcoreinfo, conduct.threads, callback),
@@ -107,7 +114,26 @@ def convert(
             progress=callback,
             **conduct.arguments(),
         )
-    _tell(done, report)
+    _tell([describe_report(each) for each in done], report)
+
+
+def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]]:
+    """Have the machines of a cluster run this very command, each for parts of the set.
+
+    Raises:
+        ValueError: there are no parts to share out.
+        OutputError: one of them exists.
+    """
+    from dumpxlate.cli.cluster import convert_on, without
+    from dumpxlate.errors import OutputError
+
+    if conduct.split is None or conduct.part is not None or out == "-":
+        raise ValueError("--dask shares out the files of a set: give --split N, and neither --part nor a pipe")
+    for path in (Path(f"{out}.{part}") for part in range(1, conduct.split + 1)):
+        if path.exists() and not conduct.force:
+            raise OutputError("exists (use --force to replace it)", path=str(path))
+    words = without(sys.argv[1:], "--dask", "--report", "--progress")
+    return convert_on(address, words, conduct.split, lambda done, parts: say(f"{done} of {parts} parts written"))
 
 
 def _supplied(
@@ -141,12 +167,10 @@ def _supplied(
     return with_vmcoreinfo(dump, found.info)
 
 
-def _tell(done: list[Report], file: Path | None) -> None:
+def _tell(described: list[dict[str, Any]], file: Path | None) -> None:
     """Sum up what was written, and leave with the code for it."""
     from dumpxlate.cli.render import summary
-    from dumpxlate.describe.dump import describe_report
 
-    described: list[dict[str, Any]] = [describe_report(each) for each in done]
     if file:
         file.write_text(json.dumps(described[0] if len(described) == 1 else described, indent=2) + "\n")
     for damage in described[0]["damage"]:
@@ -155,5 +179,5 @@ def _tell(done: list[Report], file: Path | None) -> None:
         say(f"lost: {loss['what']} ({loss['why']})")
     for each in described:
         say(summary(each))
-    if not all(each.complete for each in done):
+    if not all(each["complete"] for each in described):
         raise typer.Exit(EXIT_INCOMPLETE)

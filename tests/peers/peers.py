@@ -27,7 +27,7 @@ Space = Literal["KPHYSADDR", "MACHPHYSADDR", "KVADDR"]
 Digest = Literal["crc32", "sha256"]  # sha256: its first 8 bytes as a little-endian word
 
 PROGRAMS = frozenset({"readelf", "makedumpfile", "gdb", "crash"})
-MODULES = frozenset({"kdumpfile", "drgn", "volatility3"})
+MODULES = frozenset({"kdumpfile", "drgn", "volatility3", "distributed"})
 SECONDS = 180
 
 
