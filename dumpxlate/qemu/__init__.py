@@ -1,0 +1,1 @@
+"""What QEMU's own files have in common: where a machine's RAM blocks lie, and its migration stream."""

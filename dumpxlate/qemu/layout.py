@@ -1,0 +1,335 @@
+"""Where a machine's RAM blocks lie in guest-physical memory.
+
+QEMU keeps memory in named RAM blocks. Neither a migration stream nor a core without debug information says at which
+address a block is seen; the type of the machine decides, and on a PC some registers of the chipset.
+
+Sources: qemu hw/i386/pc.c, pc_piix.c, pc_q35.c, microvm.c, x86.c (x86_bios_rom_init), pci-host/pam.c; hw/arm/virt.c,
+hw/riscv/virt.c, hw/ppc/mac_newworld.c, spapr.c, hw/s390x/s390-virtio-ccw.c. Checked against ``info mtree -f`` of 7.2.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dumpxlate.errors import UnsupportedFeatureError
+from dumpxlate.extents import first_wins, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["UNKNOWN", "Block", "Board", "Chipset", "GuestLayout", "Placement", "board_of", "lay_out", "main_memory"]
+
+_MIB = 1 << 20
+_GIB = 1 << 30
+_4GIB = 4 * _GIB
+_HYPERTRANSPORT = 0xFD00000000
+"""Where addresses begin that AMD's processors do not use for RAM (hw/i386/pc.c)."""
+
+_PAM_START, _ISA_BIOS, _VGA_WINDOW = 0xC0000, 128 << 10, (0xA0000, 0x20000)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One RAM block.
+
+    Attributes:
+        name: its id string.
+        length: bytes that are in use.
+    """
+
+    name: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A part of a block that the processors see at an address.
+
+    Attributes:
+        start: guest-physical address.
+        length: bytes.
+        block: number of the block.
+        offset: of the part in its block.
+    """
+
+    start: int
+    length: int
+    block: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chipset:
+    """What registers of a PC say about its memory; None and empty where they are not known.
+
+    Attributes:
+        above_4g: bytes of RAM above 4 GiB in the lowest 40 bits, as CMOS bytes 0x5b to 0x5d tell the firmware.
+        shadowed: for each of the 13 areas of the PAM registers, 0xc0000 to 0xeffff by 16 KiB and 0xf0000 by 64 KiB,
+            whether reading goes to RAM. Firmware sets all while it starts, so that is assumed where nothing is known.
+        bars: guest-physical address by block, for blocks behind a PCI BAR that is switched on.
+    """
+
+    above_4g: int | None = None
+    shadowed: tuple[bool, ...] = (True,) * 13
+    bars: Mapping[str, int] | None = None
+
+
+UNKNOWN = Chipset()
+"""Nothing is known of the registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A kind of machine.
+
+    Attributes:
+        name: what users call it.
+        arch: architecture, of those that may have this board the usual one.
+        ram: address where memory begins.
+        limit: a PC: RAM of this size and more is split.
+        split: a PC: bytes that stay below 4 GiB then; 0 on machines without such a hole.
+        pam: whether RAM can be switched in front of the ROMs below 1 MiB.
+        roms: address of a block by its name.
+        hidden: ranges (start, length) where something else than RAM is seen.
+    """
+
+    name: str
+    arch: str
+    ram: int = 0
+    limit: int = 0
+    split: int = 0
+    pam: bool = False
+    roms: tuple[tuple[str, int], ...] = ()
+    hidden: tuple[tuple[int, int], ...] = ()
+
+    def below_4g(self, size: int) -> int:
+        """Give how many of a machine's bytes of RAM lie below 4 GiB, unless ``max-ram-below-4g`` was given."""
+        return self.split if self.split and size >= self.limit else size
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLayout:
+    """Where everything lies.
+
+    Attributes:
+        board: the kind of machine.
+        placements: ascending, disjoint; a block may be seen at several addresses.
+        below_4g: bytes of RAM below 4 GiB; all of it on machines without a hole there.
+        unplaced: numbers of the blocks that are not, or only nobody knows where, in guest-physical memory.
+        remarks: what was inferred, for people.
+    """
+
+    board: Board
+    placements: tuple[Placement, ...]
+    below_4g: int
+    unplaced: tuple[int, ...]
+    remarks: tuple[str, ...]
+
+
+_I440FX = Board("pc", "x86_64", limit=0xE0000000, split=0xC0000000, pam=True)
+_BOARDS: tuple[tuple[re.Pattern[str], Board], ...] = (
+    (re.compile(r"isapc"), Board("isapc", "x86_64", limit=0xE0000000, split=0xC0000000)),
+    (re.compile(r"(pc-)?q35.*|.*-q35.*"), Board("q35", "x86_64", limit=0xB0000000, split=0x80000000, pam=True)),
+    (
+        # Split at 3.5 GiB until 2.0, so that large pages did not fit.
+        re.compile(r"pc-(i440fx-)?[01]\..*|rhel[56]\..*"),
+        Board("pc", "x86_64", limit=0xE0000000, split=0xE0000000, pam=True),
+    ),
+    (re.compile(r"microvm"), Board("microvm", "x86_64", limit=0xC0000000, split=0xC0000000)),
+    (re.compile(r"xenfv.*|xenpv"), Board("xenfv", "x86_64", limit=0xF0000000, split=0xF0000000, pam=True)),
+    (re.compile(r"pc|pc-i440fx.*|.*-i440fx.*"), _I440FX),
+    (re.compile(r"s390-ccw-virtio.*"), Board("s390-ccw-virtio", "s390x")),
+    (re.compile(r"pseries.*"), Board("pseries", "ppc64")),
+    (
+        re.compile(r"mac99|g3beige"),
+        # The NVRAM stands before the middle of the firmware.
+        Board("mac99", "ppc64", roms=(("ppc_core99.bios", 0xFFF00000),), hidden=((0xFFF04000, 0x4000),)),
+    ),
+)
+_VIRT = {
+    "mach-virt.ram": Board("virt", "aarch64", ram=0x40000000),
+    "riscv_virt_board.ram": Board("virt", "riscv64", ram=0x80000000),
+}
+"""Machines called "virt", which several architectures have, by the name of their memory."""
+
+_BY_MEMORY = {"pc.ram": _I440FX, "s390.ram": Board("s390-ccw-virtio", "s390x"), **_VIRT}
+_MAIN = {"pc.ram", "microvm.ram", "s390.ram", "ppc_spapr.ram", "ppc_core99.ram", "ppc_heathrow.ram", *_VIRT}
+_NO_MEMORY = re.compile(
+    r"/rom@.*|[0-9a-f]{4}:[0-9a-f]{2}:.*|.*(\.|-|/)(v?ram|rom|bios|fifo|mrom)[0-9]*|.*\.flash[0-9]*|isa-bios|.*vram.*"
+)
+"""Names of blocks that are certainly not main memory; those in _MAIN are looked for first."""
+
+
+def board_of(machine: str, names: Iterable[str] = ()) -> Board:
+    """Find the kind of a machine.
+
+    Args:
+        machine: its type as ``-machine`` names it ("pc-q35-7.2", "virt"), or "" where nothing tells.
+        names: names of its RAM blocks, which tell where the type does not.
+
+    Raises:
+        UnsupportedFeatureError: nobody told this program where such a machine has its memory.
+    """
+    names = tuple(names)
+    if machine == "virt" or machine.startswith("virt-"):
+        return next((_VIRT[name] for name in names if name in _VIRT), _VIRT["mach-virt.ram"])
+    if not machine:
+        board = next((_BY_MEMORY[name] for name in names if name in _BY_MEMORY), None)
+    else:
+        board = next((board for pattern, board in _BOARDS if pattern.fullmatch(machine)), None)
+    if board is None:
+        raise UnsupportedFeatureError(
+            f"a machine of type {machine or 'unknown'}: where its memory lies is not known; --machine names one with "
+            "the same layout (pc, q35, isapc, microvm, virt, pseries, mac99, s390-ccw-virtio)",
+            feature="machine type",
+        )
+    return board
+
+
+def main_memory(names: Sequence[str]) -> tuple[int, ...]:
+    """Find the blocks that are the machine's memory, in the order in which they follow each other.
+
+    That is the one with the name that the machine gives it, or else all backends that the user named; those of NUMA
+    nodes follow each other by the numbers in their names.
+    """
+    known = tuple(number for number, name in enumerate(names) if name in _MAIN)
+    if known:
+        return known[:1]
+    backends = [number for number, name in enumerate(names) if not _NO_MEMORY.fullmatch(name)]
+    return tuple(sorted(backends, key=lambda number: _natural(names[number])))
+
+
+def _natural(name: str) -> tuple[str, int]:
+    stem = name.rstrip("0123456789")
+    return stem, int(name[len(stem) :] or 0) if len(name) - len(stem) < 10 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A range of addresses that hides those given before it; block -1 only hides."""
+
+    start: int
+    length: int
+    block: int
+    offset: int = 0
+
+
+def lay_out(
+    board: Board, blocks: Sequence[Block], *, below_4g: int | None = None, chipset: Chipset = UNKNOWN
+) -> GuestLayout:
+    """Say where a machine's RAM blocks lie.
+
+    Args:
+        board: the kind of machine.
+        blocks: its RAM blocks.
+        below_4g: bytes of RAM below 4 GiB, where the user says so.
+        chipset: what registers tell.
+
+    Raises:
+        UnsupportedFeatureError: no block looks like the machine's memory.
+    """
+    memory = main_memory([block.name for block in blocks])
+    if not memory:
+        raise UnsupportedFeatureError("no RAM block looks like the machine's memory", feature="RAM blocks")
+    size = sum(blocks[number].length for number in memory)
+    remarks: list[str] = []
+    below = _below_4g(board, size, below_4g, chipset.above_4g, remarks)
+    if board.split and _4GIB + size - below > _HYPERTRANSPORT:
+        remarks.append(
+            "RAM reaches 1 TiB: for an AMD processor QEMU 7.1 and later may put all above 4 GiB there instead"
+        )
+    layers = [*_memory(board, blocks, memory, below), *_roms(board, blocks, chipset), *_behind_bars(blocks, chipset)]
+    if any("vga" in block.name and block.name.endswith("vram") for block in blocks):
+        layers.append(_Layer(*_VGA_WINDOW, -1))
+        remarks.append("RAM behind the VGA window (0xa0000 to 0xbffff) is left out, as in QEMU's own dumps")
+    layers += [_Layer(start, length, -1) for start, length in board.hidden]
+    placements = _seen(layers, blocks)
+    placed = {placement.block for placement in placements}
+    unplaced = tuple(number for number in range(len(blocks)) if number not in placed)
+    return GuestLayout(board, placements, below, unplaced, tuple(remarks))
+
+
+def _below_4g(board: Board, size: int, told: int | None, above: int | None, remarks: list[str]) -> int:
+    """Decide how much RAM lies below 4 GiB: the user's word, then the chipset's, then the rule of the board."""
+    if told is not None:
+        if not 0 < told <= _4GIB:
+            raise UnsupportedFeatureError(f"{told:#x} bytes of RAM below 4 GiB", feature="ram_below_4g")
+        return min(told, size)
+    if not board.split:
+        return size
+    usual = board.below_4g(size)
+    if above is None or (size - usual) & 0xFFFFFF0000 == above:
+        return usual
+    if 0 < above < size and size - above <= _4GIB:
+        remarks.append(f"{size - above:#x} bytes of RAM lie below 4 GiB: the CMOS says so (max-ram-below-4g was given)")
+        return size - above
+    remarks.append(f"the CMOS speaks of {above:#x} bytes of RAM above 4 GiB, which cannot be: the usual split is taken")
+    return usual
+
+
+def _memory(board: Board, blocks: Sequence[Block], memory: Sequence[int], below: int) -> Iterable[_Layer]:
+    """Lay the memory out: one block behind the other, cut at the hole below 4 GiB."""
+    done = 0
+    for number in memory:
+        length = blocks[number].length
+        low = max(min(length, below - done), 0)
+        if low:
+            yield _Layer(board.ram + done, low, number)
+        if low < length:
+            yield _Layer(_4GIB + max(done - below, 0), length - low, number, low)
+        done += length
+
+
+def _roms(board: Board, blocks: Sequence[Block], chipset: Chipset) -> Iterable[_Layer]:
+    """Place the firmware; below 1 MiB where no RAM is switched in front of it."""
+    shadowed = chipset.shadowed if board.pam else (False,) * 13
+    for number, block in enumerate(blocks):
+        low = min(block.length, _ISA_BIOS)
+        if block.name == "pc.bios" and block.length <= _GIB:
+            yield _Layer(_4GIB - block.length, block.length, number)
+            yield from _unshadowed(_Layer(_MIB - low, low, number, block.length - low), shadowed)
+        elif block.name == "isa-bios":
+            yield from _unshadowed(_Layer(_MIB - low, low, number, block.length - low), shadowed)
+        elif block.name == "pc.rom":
+            yield from _unshadowed(_Layer(_PAM_START, low, number), shadowed)
+        for name, address in board.roms:
+            if block.name == name:
+                yield _Layer(address, min(block.length, _4GIB - address), number)
+
+
+def _unshadowed(layer: _Layer, shadowed: Sequence[bool]) -> Iterable[_Layer]:
+    """Cut a layer below 1 MiB to the areas where no RAM hides it."""
+    for area, hidden in enumerate(shadowed):
+        start = _PAM_START + (area << 14)
+        stop = _MIB if area == 12 else start + (1 << 14)
+        low, high = max(start, layer.start), min(stop, layer.start + layer.length)
+        if not hidden and low < high:
+            yield _Layer(low, high - low, layer.block, layer.offset + low - layer.start)
+
+
+def _behind_bars(blocks: Sequence[Block], chipset: Chipset) -> Iterable[_Layer]:
+    """Place the blocks of PCI devices."""
+    for number, block in enumerate(blocks):
+        address = (chipset.bars or {}).get(block.name, -1)
+        if address >= 0:
+            yield _Layer(address, block.length, number)
+
+
+def _seen(layers: Sequence[_Layer], blocks: Sequence[Block]) -> tuple[Placement, ...]:
+    """Put layers over one another; later ones hide earlier ones."""
+    size = np.array([0, *(block.length for block in blocks)], np.int64)
+    base = np.cumsum(size)  # of each block in one space of all of them; what only hides lies behind it
+    rows = np.array(
+        [(layer.start, layer.length, (int(base[layer.block]) + layer.offset)) for layer in reversed(layers)], np.int64
+    ).reshape(-1, 3)
+    start, length, key = merge(*first_wins(rows[:, 0], rows[:, 1], rows[:, 2]))
+    owner = np.searchsorted(base, key, side="right") - 1
+    return tuple(
+        Placement(*row)
+        for row in zip(start.tolist(), length.tolist(), owner.tolist(), (key - base[owner]).tolist(), strict=True)
+        if row[2] < len(blocks)
+    )
