@@ -42,7 +42,8 @@ class LzoCodec:
         try:
             page = self._decompress(data, size)
         except self._error as error:
-            raise CorruptPageError(f"lzo: {error}", codec=self.name) from error
+            # What stands behind the first argument are bytes of the page.
+            raise CorruptPageError(f"lzo: {error.args[0]}", codec=self.name) from None
         if len(page) != size:
             raise CorruptPageError(f"lzo: decodes to {len(page)} bytes, expected {size}", codec=self.name)
         out[:] = page

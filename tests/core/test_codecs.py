@@ -190,6 +190,12 @@ class TestLzo(CodecContract):
         assert len(data) > PS
         assert decode(codec, data, PS) == NOISE
 
+    def test_no_content_gets_into_a_message(self, codec: Codec) -> None:
+        """The library's error carries what it had unpacked, and so would a traceback that shows it."""
+        with pytest.raises(CorruptPageError, match=r"lzo: E\w+\.\w+$") as caught:
+            decode(codec, built.lzo(b"a secret that no message should show" * 4) + b"more", PS)
+        assert caught.value.__suppress_context__
+
     @pytest.mark.peer
     @pytest.mark.parametrize("page", ENCODABLE.values(), ids=ENCODABLE)
     def test_liblzo_reads_it(self, codec: Codec, page: bytes) -> None:
