@@ -9,6 +9,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dumpxlate.errors import MissingCodecError, UnsupportedFeatureError
+from dumpxlate.formats.compressed.lzop import Lzop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,8 +150,9 @@ _MAKERS: dict[str, Callable[[], Any]] = {
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY),
     "bzip2": bz2.BZ2Decompressor,
     "zstd": _Zstd,
+    "lzop": Lzop,
 }
-_BY_HAND = {"lzop": "lzop -d", "lz4": "lz4 -d"}
+_BY_HAND = {"lz4": "lz4 -d"}
 
 
 def decompressor(kind: str) -> Decompressor:

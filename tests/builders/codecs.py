@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["CODECS", "crc32c_masked", "lzo", "snappy", "snappy_frames", "zstd"]
+__all__ = ["CODECS", "crc32c_masked", "lzo", "lzop", "snappy", "snappy_frames", "zstd"]
 
 Codec = tuple[int, "Callable[[bytes], bytes]"]
 
@@ -66,6 +66,35 @@ def _lzo_length(number: int, most: int) -> bytes:
         return bytes([number])
     zeros, rest = divmod(number - most - 1, 255)
     return bytes(1 + zeros) + bytes([rest + 1])
+
+
+def lzop(data: bytes, *, flags: int = 0x1, version: int = 0x1040, block: int = 1 << 18, method: int = 1) -> bytes:
+    """A file as lzop writes it: blocks that would not shrink are stored as they are.
+
+    Args:
+        data: content.
+        flags: 1 and 0x100 for checksums of what is unpacked (adler32, crc32), 2 and 0x200 of what is packed, 0x40 for
+            an extra field, 0x800 for a filter.
+        version: of lzop; before 0x940 the header is shorter.
+        block: bytes of one block.
+        method: of compression.
+    """
+    new = version >= 0x940
+    head = struct.pack(">HH", version, 0x20A0) + (struct.pack(">HBBI", 0x940, method, 5, flags) if new else b"")
+    head += b"" if new else struct.pack(">BI", method, flags)
+    head += (bytes(4) if flags & 0x800 else b"") + bytes(12 if new else 8) + b"\x03abc"
+    out = b"\x89LZO\0\r\n\x1a\n" + head + struct.pack(">I", zlib.adler32(head))
+    out += struct.pack(">I", 5) + b"extra" + bytes(4) if flags & 0x40 else b""
+    for at in range(0, len(data), block):
+        plain = data[at : at + block]
+        packed = min(lzo(plain), plain, key=len)
+        out += struct.pack(">II", len(plain), len(packed))
+        for flag, checksum, of in ((1, zlib.adler32, plain), (0x100, zlib.crc32, plain)):
+            out += struct.pack(">I", checksum(of)) if flags & flag else b""
+        for flag, checksum in ((2, zlib.adler32), (0x200, zlib.crc32)):
+            out += struct.pack(">I", checksum(packed)) if flags & flag and len(packed) < len(plain) else b""
+        out += packed
+    return out + bytes(4)
 
 
 def zstd(data: bytes) -> bytes:

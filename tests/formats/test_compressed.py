@@ -27,6 +27,7 @@ from dumpxlate.formats.compressed.kinds import decompressor
 from dumpxlate.formats.compressed.unpack import UnpackedFile
 from dumpxlate.io.source import BytesSource, open_source
 from tests.builders import elf_cores, flattened, lime
+from tests.builders.codecs import lzop
 from tests.builders.guest import small_guest
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lambda data: lzma.compress(data, preset=0),
     "bzip2": bz2.compress,
     "zstd": zstandard.ZstdCompressor().compress,
+    "lzop": lzop,
 }
 KINDS = list(PACKERS)
 
@@ -127,7 +129,30 @@ def test_rubbish_behind_the_last_member_is_told(kind: str) -> None:
         assert f"{len(packed):#x} is no further member" in inner.complaint
 
 
-@pytest.mark.parametrize(("head", "word"), [(b"\x89LZO\0\r\n\x1a\n", "lzop -d"), (b"\x04\x22\x4d\x18", "lz4 -d")])
+@pytest.mark.parametrize("flags", [0, 1, 2, 0x100, 0x303, 0x40, 0x800, 0x943])
+@pytest.mark.parametrize("version", [0x1040, 0x0900])
+def test_every_shape_of_an_lzop_file(flags: int, version: int) -> None:
+    data = DATA[1_999_000:2_300_000]
+    with unwrap(lzop(data, flags=flags, version=version, block=70_000)) as inner:
+        assert inner.view() == data
+        assert inner.complaint is None
+
+
+def test_lzop_files_that_cannot_be() -> None:
+    stored, packed = lzop(b"some text here"), lzop(bytes(4096))
+    size = (4096).to_bytes(4, "big")
+    for broken, error in (
+        (stored.replace(b"text", b"tixt"), "checksum"),
+        (lzop(b"some text here", method=9), "method 9"),
+        (packed.replace(size, b"\x7f\0\0\0"), "bytes that are 2130706432 unpacked"),
+        (packed.replace(bytes(4) + b"\x20", b"\xff" * 5), "no lzo1x: eresult"),
+    ):
+        with pytest.raises(errors.CorruptDumpError, match=error) as caught:
+            unwrap(broken)
+        assert "\\x" not in str(caught.value)  # no content in messages
+
+
+@pytest.mark.parametrize(("head", "word"), [(b"\x04\x22\x4d\x18", "lz4 -d")])
 def test_kinds_that_are_only_recognised(head: bytes, word: str) -> None:
     with pytest.raises(errors.UnsupportedFeatureError, match=word):
         unwrap(head + bytes(100))
