@@ -21,7 +21,18 @@ from dumpxlate.extents import first_wins, merge
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["UNKNOWN", "Block", "Board", "Chipset", "GuestLayout", "Placement", "board_of", "lay_out", "main_memory"]
+__all__ = [
+    "UNKNOWN",
+    "Block",
+    "Board",
+    "Chipset",
+    "GuestLayout",
+    "Placement",
+    "Window",
+    "board_of",
+    "lay_out",
+    "main_memory",
+]
 
 _MIB = 1 << 20
 _GIB = 1 << 30
@@ -63,6 +74,16 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a screen's memory that is seen in the VGA window: block, address, bytes, offset in the block."""
+
+    block: str
+    start: int
+    length: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Chipset:
     """What registers of a PC say about its memory; None and empty where they are not known.
 
@@ -71,11 +92,13 @@ class Chipset:
         shadowed: for each of the 13 areas of the PAM registers, 0xc0000 to 0xeffff by 16 KiB and 0xf0000 by 64 KiB,
             whether reading goes to RAM. Firmware sets all while it starts, so that is assumed where nothing is known.
         bars: guest-physical address by block, for blocks behind a PCI BAR that is switched on.
+        windows: parts of screens that are seen where old programs look for them.
     """
 
     above_4g: int | None = None
     shadowed: tuple[bool, ...] = (True,) * 13
     bars: Mapping[str, int] | None = None
+    windows: tuple[Window, ...] = ()
 
 
 UNKNOWN = Chipset()
@@ -183,8 +206,8 @@ def board_of(machine: str, names: Iterable[str] = ()) -> Board:
         board = next((board for pattern, board in _BOARDS if pattern.fullmatch(machine)), None)
     if board is None:
         raise UnsupportedFeatureError(
-            f"a machine of type {machine or 'unknown'}: where its memory lies is not known; --machine names one with "
-            "the same layout (pc, q35, isapc, microvm, virt, pseries, mac99, s390-ccw-virtio)",
+            f"a machine of type {machine or 'unknown'}: where its memory lies is not known; --machine-type names one "
+            "with the same layout (pc, q35, isapc, microvm, virt, pseries, mac99, s390-ccw-virtio)",
             feature="machine type",
         )
     return board
@@ -246,6 +269,7 @@ def lay_out(
     if any("vga" in block.name and block.name.endswith("vram") for block in blocks):
         layers.append(_Layer(*_VGA_WINDOW, -1))
         remarks.append("RAM behind the VGA window (0xa0000 to 0xbffff) is left out, as in QEMU's own dumps")
+    layers += _windows(blocks, chipset)
     layers += [_Layer(start, length, -1) for start, length in board.hidden]
     placements = _seen(layers, blocks)
     placed = {placement.block for placement in placements}
@@ -256,8 +280,10 @@ def lay_out(
 def _below_4g(board: Board, size: int, told: int | None, above: int | None, remarks: list[str]) -> int:
     """Decide how much RAM lies below 4 GiB: the user's word, then the chipset's, then the rule of the board."""
     if told is not None:
-        if not 0 < told <= _4GIB:
-            raise UnsupportedFeatureError(f"{told:#x} bytes of RAM below 4 GiB", feature="ram_below_4g")
+        if not 0 < told <= _4GIB or told % _MIB:
+            raise UnsupportedFeatureError(
+                f"{told:#x} bytes of RAM below 4 GiB: expected whole MiB, up to 4 GiB", feature="ram_below_4g"
+            )
         return min(told, size)
     if not board.split:
         return size
@@ -317,6 +343,15 @@ def _behind_bars(blocks: Sequence[Block], chipset: Chipset) -> Iterable[_Layer]:
         address = (chipset.bars or {}).get(block.name, -1)
         if address >= 0:
             yield _Layer(address, block.length, number)
+
+
+def _windows(blocks: Sequence[Block], chipset: Chipset) -> Iterable[_Layer]:
+    """Place what is seen of screens in the VGA window."""
+    numbers = {block.name: number for number, block in enumerate(blocks)}
+    for window in chipset.windows:
+        number = numbers.get(window.block, -1)
+        if number >= 0 and window.offset + window.length <= blocks[number].length:
+            yield _Layer(window.start, window.length, number, window.offset)
 
 
 def _seen(layers: Sequence[_Layer], blocks: Sequence[Block]) -> tuple[Placement, ...]:

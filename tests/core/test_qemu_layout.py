@@ -129,7 +129,7 @@ def test_a_screen_hides_its_window_and_is_seen_where_its_bar_says() -> None:
 
 
 def test_what_is_not_known_is_refused() -> None:
-    with pytest.raises(UnsupportedFeatureError, match=r"of type sun4m: .*--machine"):
+    with pytest.raises(UnsupportedFeatureError, match=r"of type sun4m: .*--machine-type"):
         board_of("sun4m")
     with pytest.raises(UnsupportedFeatureError, match="no RAM block looks like"):
         lay_out(board_of("pc"), [Block("pc.bios", MIB)])

@@ -1,0 +1,98 @@
+"""What the states of devices tell about where memory lies.
+
+Sources: qemu hw/i386/pc.c (pc_cmos_init), hw/pci-host/i440fx.c, q35.c, pam.c, hw/display/vga.c, qxl.c; the headers of
+the PCI specification.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dumpxlate.qemu.layout import UNKNOWN, Chipset, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dumpxlate.qemu.devices import DeviceState
+    from dumpxlate.qemu.layout import Block
+
+__all__ = ["read_chipset"]
+
+_PAM = {"I440FX": 0x59, "mch": 0x90}
+"""First of the seven PAM registers in the configuration space of a host bridge."""
+
+_READ_FROM_RAM = 1
+_CMOS = 128
+"""Bytes of CMOS, which stand first in the clock's state."""
+
+_CMOS_ABOVE = slice(0x5B, 0x5E)
+"""RAM above 4 GiB in units of 64 KiB."""
+
+_ALL_PLANES, _CHAIN_4 = 0x0F, 0x08
+_VBE_ENABLE = 4
+_WINDOWS = ((0xA0000, 0x20000), (0xA0000, 0x10000), (0xB0000, 0x8000), (0xB8000, 0x8000))
+"""Where the memory of a screen is seen by the bits 2 and 3 of its graphics register 6."""
+
+_MEMORY_ENABLED = 2
+_COMMAND, _BAR, _ROM_BAR = 0x04, 0x10, 0x30
+
+_BARS = {"vga.vram": 0, "qxl.vgavram": 0, "qxl.vram": 1, "qxl.vrom": 2}
+"""Number of the BAR behind which a device's block is, by the end of its name."""
+
+
+def read_chipset(states: Sequence[DeviceState], blocks: Sequence[Block]) -> Chipset:
+    """Read what is known of a PC's chipset.
+
+    Args:
+        states: of all devices.
+        blocks: the RAM blocks; those of PCI devices begin with the device's place.
+    """
+    above, shadowed = None, UNKNOWN.shadowed
+    for state in states:
+        kind = state.name.split("/")[-1]
+        if kind == "mc146818rtc" and len(state.body) >= _CMOS:
+            above = int.from_bytes(state.body[_CMOS_ABOVE], "little") << 16
+        elif kind in _PAM and len(config := state.config()) == 256:
+            shadowed = _shadowed(config[_PAM[kind] : _PAM[kind] + 7])
+    # Of a device with two states (virtio-vga) one has the configuration.
+    configs = {state.place: state.config() for state in states if state.config()}
+    bars = {block.name: _bar(block, configs.get(block.name.split("/")[0], b"")) for block in blocks}
+    seen = {name: address for name, address in bars.items() if address >= 0}
+    return Chipset(above, shadowed, seen, tuple(filter(None, map(_window, states))))
+
+
+def _shadowed(pam: bytes) -> tuple[bool, ...]:
+    """Read the PAM registers: of the first only the upper half counts, for 0xf0000; then two areas in each."""
+    halves = [half for register in pam[1:] for half in (register & 0xF, register >> 4)]
+    return tuple(bool(half & _READ_FROM_RAM) for half in (*halves, pam[0] >> 4))
+
+
+def _bar(block: Block, config: bytes) -> int:
+    """Give where a PCI device's block is seen, -1 where it is not."""
+    if len(config) < 0x40 or not config[_COMMAND] & _MEMORY_ENABLED:
+        return -1
+    number = next((bar for name, bar in _BARS.items() if block.name.endswith(f"/{name}")), -1)
+    if number >= 0:
+        at = _BAR + 4 * number
+        width, mask = 8 if config[at] & 6 == 4 else 4, ~0xF
+    elif block.name.endswith(".rom") and config[_ROM_BAR] & 1:
+        at, width, mask = _ROM_BAR, 4, ~0x7FF
+    else:
+        return -1
+    address = int.from_bytes(config[at : at + width], "little") & mask
+    return address if address and address % block.length == 0 and address < 1 << 52 else -1
+
+
+def _window(state: DeviceState) -> Window | None:
+    """Tell what is seen of a screen's memory in the VGA window as it is (vga_update_memory_access)."""
+    sequencer, graphics = state.bytes_of("vga/sr"), state.bytes_of("vga/gr")
+    if len(sequencer) < 5 or len(graphics) < 7 or not state.place:
+        return None
+    vbe = state.numbers("vga/vbe_regs")
+    enabled = len(vbe) > _VBE_ENABLE and vbe[_VBE_ENABLE] & 1
+    if not enabled and (sequencer[2] & _ALL_PLANES != _ALL_PLANES or not sequencer[4] & _CHAIN_4):
+        return None
+    choice = graphics[6] >> 2 & 3
+    start, length = _WINDOWS[choice]
+    bank = (state.number("vga/bank_offset") or 0) if choice == 1 else 0
+    return Window(f"{state.place}/vga.vram", start, length, bank)

@@ -1,0 +1,139 @@
+"""Makes a dump of a migration stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dumpxlate.dump import Dump, Machine
+from dumpxlate.errors import CorruptDumpError, PageUnavailableError
+from dumpxlate.memory import PhysicalMemory
+from dumpxlate.qemu.chipset import read_chipset
+from dumpxlate.qemu.cpus import read_cpus
+from dumpxlate.qemu.devices import devices
+from dumpxlate.qemu.layout import board_of, lay_out, main_memory
+from dumpxlate.qemu.pages import StreamStore
+from dumpxlate.qemu.stream import read_stream
+from dumpxlate.vmcoreinfo import MAX_BYTES, VmCoreInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dumpxlate.io.source import Source
+    from dumpxlate.qemu.devices import DeviceState
+    from dumpxlate.qemu.layout import GuestLayout
+    from dumpxlate.qemu.ram import BlockTable
+    from dumpxlate.qemu.stream import Stream
+    from dumpxlate.structs import Endian
+
+__all__ = ["open_stream"]
+
+_ELF_NOTE = 1
+"""Kind of what a guest gives the vmcoreinfo device: an ELF note (qemu docs/specs/vmcoreinfo.rst)."""
+
+_IGNORE = "x-ignore-shared"
+
+
+def open_stream(
+    source: Source, *, format: str, variant: str, machine: str | None = None, ram_below_4g: int | None = None
+) -> Dump:
+    """Open a stream.
+
+    Args:
+        source: the stream, from its first byte.
+        format: name of the format that was asked to open it.
+        variant: what the stream is, for people.
+        machine: type of the machine, where the user says it.
+        ram_below_4g: bytes of RAM below 4 GiB, where the user says so.
+
+    Raises:
+        UnsupportedFeatureError: another version of the stream, or a machine whose layout is not known.
+        CorruptDumpError: the stream contradicts itself.
+    """
+    stream = read_stream(source)
+    table = stream.table
+    assert table is not None
+    states = devices(stream)
+    board = board_of(machine or stream.machine, [block.name for block in table.blocks])
+    layout = lay_out(board, table.blocks, below_4g=ram_below_4g, chipset=read_chipset(states, table.blocks))
+    arch, endian, cpus = read_cpus(states, board.arch)
+    if not cpus:
+        stream.remarks.append("registers are not read: the processors' states are not there, or not described")
+    step = stream.page_size if table.mapped else stream.page_size + 8
+    pages = StreamStore(source, stream.page_size, step, stream.log, layout.placements, table.base)
+    _complain(stream, table, layout, pages)
+    vmcoreinfo = _vmcoreinfo(states, pages, endian, stream.remarks)
+    return Dump(
+        format=format,
+        variant=variant,
+        machine=Machine(arch, endian, stream.page_size, release=vmcoreinfo.release if vmcoreinfo else None),
+        pages=pages,
+        sources=(source,),
+        cpus=cpus,
+        vmcoreinfo=vmcoreinfo,
+        attributes=_attributes(stream, layout, table),
+        remarks=(*stream.remarks, *layout.remarks),
+        damage=tuple(stream.damage),
+    )
+
+
+def _vmcoreinfo(
+    states: Sequence[DeviceState], pages: StreamStore, endian: Endian, remarks: list[str]
+) -> VmCoreInfo | None:
+    """Read the note whose place the guest told QEMU's vmcoreinfo device."""
+    state = next((state for state in states if state.name == "vmcoreinfo"), None)
+    if state is None or not state.number("has_vmcoreinfo") or state.number("vmcoreinfo.guest_format") != _ELF_NOTE:
+        return None
+    address, size = state.number("vmcoreinfo.paddr") or 0, state.number("vmcoreinfo.size") or 0
+    try:
+        return VmCoreInfo.from_note(PhysicalMemory(pages).read(address, min(size, MAX_BYTES)), endian)
+    except (PageUnavailableError, CorruptDumpError) as error:
+        remarks.append(f"the guest's vmcoreinfo at {address:#x} is not read: {error}")
+        return None
+
+
+def _complain(stream: Stream, table: BlockTable, layout: GuestLayout, pages: StreamStore) -> None:
+    """Say which memory is missing."""
+    names = [block.name for block in table.blocks]
+    if stream.flushes and pages.unsent:
+        stream.damage.append(
+            f"{pages.unsent:,} pages went over other connections (multifd), which the file does not hold"
+        )
+    elif pages.unsent and not stream.damage:
+        why = (
+            "shared memory, which stays in a file of its own"
+            if _IGNORE in stream.capabilities
+            else "what the guest called free"
+        )
+        stream.remarks.append(f"{pages.unsent:,} pages of RAM are not in the stream: QEMU leaves out {why}")
+    memory = main_memory(names)
+    apart = [names[number] for number in layout.unplaced if _is_memory(names[number])]
+    if apart:
+        stream.damage.append(
+            f"memory beside {names[memory[0]]} is left out, since its address is not known: {', '.join(apart)}"
+        )
+    if not stream.machine:
+        stream.remarks.append(f"the stream names no type of machine: taken for {layout.board.name}")
+
+
+def _is_memory(name: str) -> bool:
+    """Whether a block would be taken for memory if it were alone: a DIMM that was plugged in."""
+    return bool(main_memory([name]))
+
+
+def _attributes(stream: Stream, layout: GuestLayout, table: BlockTable) -> dict[str, int | str]:
+    """Say what the headers hold."""
+    found: dict[str, int | str] = {"machine": stream.machine or "unknown", "board": layout.board.name}
+    if stream.uuid:
+        found["uuid"] = stream.uuid
+    if stream.capabilities:
+        found["capabilities"] = ", ".join(sorted(stream.capabilities))
+    if layout.board.split:
+        found["ram_below_4g"] = hex(layout.below_4g)
+    unplaced = {table.blocks[number].name for number in layout.unplaced}
+    found["ram_blocks"] = ", ".join(
+        f"{block.name} {block.length:#x}{' (not in memory)' if block.name in unplaced else ''}"
+        for block in table.blocks
+    )
+    found["ram_sections"] = stream.rounds
+    found["devices"] = len(stream.sections)
+    return found
