@@ -76,10 +76,16 @@ class OpenOptions:
     Attributes:
         addresses: physical address of each file of a set of raw pieces; empty where none was given.
         missing: what RAM is that a file has no bytes for: left out, or all zero.
+        machine: type of a QEMU machine, as ``-machine`` has it; None for what the file says.
+        ram_below_4g: bytes of RAM below 4 GiB of a QEMU machine; None for what the file or the machine's type says.
+        snapshot: name or id of a snapshot in an image that may have several; None for the only one.
     """
 
     addresses: tuple[int, ...] = ()
     missing: Literal["excluded", "zero"] = "excluded"
+    machine: str | None = None
+    ram_below_4g: int | None = None
+    snapshot: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +266,8 @@ class Wrapper(Protocol):
 
     def unwrap(self, source: Source) -> Source:
         """Give the file inside; closing it closes the outer one.
+
+        It may have a ``complaint``, what the container lacks, and ``attributes``, what it tells of the dump.
 
         Raises:
             CorruptDumpError: the container is broken before anything of use.

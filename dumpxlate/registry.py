@@ -158,9 +158,10 @@ def open_from(sources: Sequence[Source], format: str | None = None, options: Ope
     inner: list[Source] = []
     around: list[str] = []
     complaints: list[str] = []
+    told: dict[str, int | str] = {}
     try:
         for source in sources:
-            inside, names = _unwrap(source, complaints)
+            inside, names = _unwrap(source, complaints, told)
             inner.append(inside)
             around += names
         chosen = find_format(format) if format else _agreed(inner)
@@ -176,15 +177,16 @@ def open_from(sources: Sequence[Source], format: str | None = None, options: Ope
             error.args = ("; ".join([*map(str, error.args), *complaints]),)
         raise
     variant = f"{dump.variant}, in {', '.join(sorted(set(around)))}" if around else dump.variant
-    return replace(dump, variant=variant, damage=(*complaints, *dump.damage))
+    return replace(dump, variant=variant, damage=(*complaints, *dump.damage), attributes={**dump.attributes, **told})
 
 
-def _unwrap(source: Source, complaints: list[str]) -> tuple[Source, list[str]]:
+def _unwrap(source: Source, complaints: list[str], told: dict[str, int | str]) -> tuple[Source, list[str]]:
     """Open the containers around a file; gives the file inside, and what it was wrapped in.
 
     Args:
         source: the file.
         complaints: takes what the containers lack.
+        told: takes what the containers tell of the dump.
 
     Raises:
         UnsupportedFeatureError: there is always one more container.
@@ -204,6 +206,7 @@ def _unwrap(source: Source, complaints: list[str]) -> tuple[Source, list[str]]:
                 )
             source = wrapper.unwrap(source)
             complaints += filter(None, [getattr(source, "complaint", None)])
+            told |= getattr(source, "attributes", {})
     except BaseException:
         if source is not given:
             source.close()

@@ -36,6 +36,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def _printable_lines(text: str) -> str:
+    """Escape all but the ends of lines: libvirt's XML has many."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def describe_dump(dump: Dump) -> dict[str, Any]:
     """Describe an opened dump (``dumpxlate.info/1``)."""
     machine = dump.machine
@@ -62,7 +67,7 @@ def describe_dump(dump: Dump) -> dict[str, Any]:
         "fit": _fit(dump.pages.fit()) if isinstance(dump.pages, RemappedStore) else None,
         "blocks": [{"name": printable(name), "bytes": len(block)} for name, block in dump.blocks.items()],
         "attributes": {
-            key: printable(value) if isinstance(value, str) else value for key, value in dump.attributes.items()
+            key: _printable_lines(value) if isinstance(value, str) else value for key, value in dump.attributes.items()
         },
         "remarks": [printable(remark) for remark in dump.remarks],
         "damage": [printable(damage) for damage in dump.damage],
