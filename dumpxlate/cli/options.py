@@ -94,6 +94,19 @@ class Input(Group):
     missing: Annotated[
         MissingName, typer.Option("--missing", help="What memory is that the file has no bytes for.")
     ] = MissingName.EXCLUDED
+    machine_type: Annotated[
+        str | None,
+        typer.Option("--machine-type", help="QEMU: type of the machine (pc, q35, virt), where the file lacks it."),
+    ] = None
+    ram_below_4g: Annotated[
+        int | None,
+        typer.Option(
+            "--ram-below-4g", parser=number, metavar="SIZE", help="QEMU: RAM below 4 GiB, as max-ram-below-4g."
+        ),
+    ] = None
+    snapshot: Annotated[
+        str | None, typer.Option("--snapshot", help="qcow2: name or id of the snapshot, where there are several.")
+    ] = None
 
     def open(self, names: Sequence[str | Path]) -> Dump:
         """Open the dump that a user named: files of one set, or raw pieces as FILE@ADDRESS; - is stdin.
@@ -113,7 +126,13 @@ class Input(Group):
             format=self.format or ("raw" if addresses else None),
             p2m=self.p2m,
             p2m_format=self.p2m_format.value if self.p2m_format else None,
-            options=OpenOptions(addresses=addresses, missing=self.missing.value),
+            options=OpenOptions(
+                addresses=addresses,
+                missing=self.missing.value,
+                machine=self.machine_type,
+                ram_below_4g=self.ram_below_4g,
+                snapshot=self.snapshot,
+            ),
         )
 
 

@@ -26,7 +26,7 @@ class ForeignFormat:
     """Names dumps that cannot be read."""
 
     name = "foreign"
-    title = "recognised only: LKCD, sadump, s390, Windows, VMware, Hyper-V, QEMU and libvirt saved state"
+    title = "recognised only: LKCD, sadump, s390, Windows, VMware, Hyper-V"
     suffixes = ()
     reads = False
     writes = False

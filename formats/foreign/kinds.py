@@ -1,7 +1,7 @@
 """The first bytes of dumps that are only recognised.
 
-Sources: crash lkcd_common.h, sadump.h, vmware_vmss.h; libkdumpfile s390dump.c; volatility3 layers/crash.py; qemu
-migration/qemu-file.c; libvirt qemu_saveimage.h; rekall's hibernation layer; Hyper-V's key-value storage as described by
+Sources: crash lkcd_common.h, sadump.h, vmware_vmss.h; libkdumpfile s390dump.c; volatility3 layers/crash.py; rekall's
+hibernation layer; Hyper-V's key-value storage as described by
 dissect.hypervisor.
 """
 
@@ -33,7 +33,6 @@ class Kind:
     magics: tuple[bytes, ...]
 
 
-_QEMU = "take the dump with virsh dump --memory-only, or dump-guest-memory in QEMU's monitor"
 _WINDOWS = "WinDbg opens it"
 
 KINDS = (
@@ -80,13 +79,6 @@ KINDS = (
         "a Windows hibernation file",
         "its pages are compressed in a way of each Windows release; Volatility opens some",
         (b"hibr", b"HIBR", b"wake", b"WAKE", b"RSTR"),
-    ),
-    Kind("qemu-stream", "a QEMU migration stream (savevm, migrate to a file)", _QEMU, (b"QEVM",)),
-    Kind(
-        "libvirt-save",
-        "a libvirt save file (virsh save, managedsave)",
-        _QEMU,
-        (b"LibvirtQemudSave", b"LibvirtQemudPart"),
     ),
 )
 
