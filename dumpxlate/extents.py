@@ -15,7 +15,7 @@ from dumpxlate.pageset import PageRuns
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
 
-__all__ = ["Extents", "ExtentsBuilder", "first_wins", "merge"]
+__all__ = ["Extents", "ExtentsBuilder", "first_wins", "merge", "same_place"]
 
 _ALIASES = 4
 _FEW = 1 << 20
@@ -184,6 +184,27 @@ def merge(start: Int64s, count: Int64s, offset: Int64s, *, step: int = 1) -> tup
     apart = (start[1:] != (start + count)[:-1]) | (offset[1:] != (offset + count * step)[:-1])
     first = np.flatnonzero(np.append(True, apart))
     return start[first], np.add.reduceat(count, first), offset[first]
+
+
+def same_place(start: Int64s, count: Int64s, offset: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+    """Join runs, in any order, that overlap or touch and agree about what each frame leads to.
+
+    Returns:
+        The runs, each where the first of its parts stood; two that disagree about a frame are both there.
+    """
+    delta = offset - start  # may wrap: it is only compared
+    order = np.lexsort((start, delta))
+    place = np.cumsum(np.append(False, np.diff(delta[order]) != 0)[: len(order)])
+    # Ranks instead of frames leave room for the place in front, so that one maximum runs over all places.
+    ends, rank = np.unique(np.concatenate((start[order], (start + count)[order])), return_inverse=True)
+    low, high = (part + place * (len(ends) + 1) for part in np.split(rank, 2))
+    reach = np.maximum.accumulate(high) if len(high) else high
+    first = np.flatnonzero(np.append(True, low[1:] > reach[:-1])[: len(order)])
+    last = np.append(first[1:], len(order))[: len(first)] - 1
+    begin = start[order][first]
+    stop = ends[reach[last] - place[last] * (len(ends) + 1)]
+    back = np.argsort(np.minimum.reduceat(order, first), kind="stable") if len(first) else first
+    return begin[back], (stop - begin)[back], (begin + delta[order][first])[back]
 
 
 def _sweep(order: list[int], start: Int64s, stop: Int64s) -> tuple[Int64s, Int64s, Int64s]:

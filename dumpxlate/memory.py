@@ -14,6 +14,7 @@ from dumpxlate.pages import BATCH_BYTES, CodecId, PageState
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s, UInt8s, UInt64s
     from dumpxlate.pages import PageStore
+    from dumpxlate.pageset import PageSet
     from dumpxlate.structs import Endian
 
 __all__ = ["PhysicalMemory"]
@@ -39,7 +40,7 @@ class PhysicalMemory:
     def __init__(self, pages: PageStore, endian: Endian = "<") -> None:
         self.page_size = pages.page_size
         self._pages = pages
-        self._endian = endian
+        self.endian = endian
         self._groups: dict[int, tuple[memoryview, ...]] = {}
 
     def read(self, address: int, length: int) -> bytes:
@@ -159,9 +160,36 @@ class PhysicalMemory:
             found = _has_content(read_pages(self._pages, pfn[first : first + step], content))
             row = page[low:high] - first
             at = address[rows] % self.page_size // width
-            words[rows] = content.view(f"{self._endian}u{width}")[row, at]
+            words[rows] = content.view(f"{self.endian}u{width}")[row, at]
             held[rows] = found[row]
         return words, held
+
+    @property
+    def held(self) -> PageSet:
+        """Pages that have content, as far as the index tells."""
+        return self._pages.stored
+
+    def read_blocks(self, address: Int64s, size: int) -> tuple[UInt8s, Bools]:
+        """Read blocks of bytes that cross no page wherever there is content.
+
+        Args:
+            address: multiples of ``size``; few enough that as many pages fit into memory.
+            size: bytes of each, a power of two, at most a page.
+
+        Returns:
+            The bytes, shape (n, size), 0 where there are none, and which blocks there are.
+        """
+        if size > self.page_size or (address % size).any():
+            raise ValueError(f"blocks of {size} bytes are read at addresses that are multiples of that")
+        blocks, held = np.zeros((len(address), size), np.uint8), np.zeros(len(address), bool)
+        inside = np.flatnonzero((address >= 0) & (address // self.page_size < self._pages.ram.stop))
+        content = np.zeros((len(inside), self.page_size), np.uint8)
+        held[inside] = _has_content(read_pages(self._pages, address[inside] // self.page_size, content))
+        if size == self.page_size and len(inside) == len(address):
+            return content, held
+        at = address[inside] % self.page_size // size
+        blocks[inside] = content.reshape(len(inside), -1, size)[np.arange(len(inside)), at]
+        return blocks, held
 
     def _words(self, address: Int64s, width: Literal[4, 8]) -> UInt64s:
         words, held = self.read_words(address, width)

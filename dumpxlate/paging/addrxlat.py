@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from dumpxlate.paging.format import Entry
+from dumpxlate.paging.mappings import Mappings, first_mapping
+from dumpxlate.paging.tree import walk_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -99,6 +101,10 @@ class Translation(Protocol):
 
     def steps(self, address: int) -> tuple[Step, ...]:
         """Give the entries that decide about one address."""
+        ...
+
+    def mappings(self) -> Mappings:
+        """Give all addresses that are mapped, by virtual address."""
         ...
 
 
@@ -198,21 +204,37 @@ class PageWalk:
         """Give the entries that decide about one address."""
         return self.trace(address).steps
 
+    def mappings(self) -> Mappings:
+        """Give all addresses that the tables map, by virtual address; bounded, whatever the tables say."""
+        return walk_tree(self.memory, self.root, self.mode, self._read_whole)
+
     def _look(self, level: Level, table: Int64s, address: Int64s) -> tuple[Int64s, Int64s, UInt8s, Int64s]:
         """Look addresses up in a table each: where the entry lies, the entry, what it says, where it leads."""
         index = address >> level.shift & ((1 << level.bits) - 1)
         at = table + index * self.mode.entry_bytes
         words, held = self.memory.read_words(at, self.mode.entry_bytes)
         value = words.astype(np.int64)
+        kind, target = self._read(level, value, address)
+        kind[~held] = Entry.NOT_HELD
+        target[(kind != Entry.PAGE) & (kind != Entry.TABLE)] = -1
+        return at, value, kind, target
+
+    def _read(self, level: Level, value: Int64s, address: Int64s) -> tuple[UInt8s, Int64s]:
+        """Read entries that addresses are looked up in: what they say, where they lead."""
         kind, target = self.mode.decode(level, value)
         page = kind == Entry.PAGE
         target[page] |= address[page] & ((1 << level.shift) - 1)
         if self.p2m is not None:
             target = _own_address(self.p2m, target, self.memory.page_size)
             kind[(target < 0) & (page | (kind == Entry.TABLE))] = Entry.UNKNOWN_FRAME
-        kind[~held] = Entry.NOT_HELD
-        target[(kind != Entry.PAGE) & (kind != Entry.TABLE)] = -1
-        return at, value, kind, target
+        return kind, target
+
+    def _read_whole(self, level: Level, value: Int64s, address: Int64s) -> tuple[UInt8s, Int64s]:
+        """Read entries of whole tables; Xen gives PV guests no large pages, whose frames its map would scatter."""
+        kind, target = self._read(level, value, address)
+        if self.p2m is not None and 1 << level.shift > self.memory.page_size:
+            kind[kind == Entry.PAGE] = Entry.RESERVED
+        return kind, target
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +262,12 @@ class Linear:
         """No table decides."""
         return ()
 
+    def mappings(self) -> Mappings:
+        """Give all addresses that are mapped: one run."""
+        skip = min(max(-self.target, 0), self.length)
+        row = (self.start + skip, self.target + skip, self.length - skip)
+        return Mappings(*np.array([row], np.int64).T[:, : int(self.length > skip)])
+
 
 @dataclass(frozen=True, slots=True)
 class FrameMap:
@@ -260,6 +288,13 @@ class FrameMap:
     def steps(self, address: int) -> tuple[Step, ...]:
         """No table decides."""
         return ()
+
+    def mappings(self) -> Mappings:
+        """Give all machine addresses that the map has."""
+        runs = self.p2m.runs
+        order = np.argsort(runs.frame, kind="stable")
+        machine, own, length = (column[order] * self.page_size for column in (runs.frame, runs.pfn, runs.count))
+        return first_mapping([Mappings(machine, own, length)])
 
 
 def _own_address(p2m: P2M, address: Int64s, page_size: int) -> Int64s:
@@ -290,3 +325,7 @@ class FirstOf:
     def steps(self, address: int) -> tuple[Step, ...]:
         """Give the entries that decide about one address."""
         return self.trace(address).steps
+
+    def mappings(self) -> Mappings:
+        """Give all addresses that are mapped, each as the first translation that maps it says."""
+        return first_mapping(each.mappings() for each in self.translations)

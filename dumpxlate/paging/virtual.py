@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dumpxlate.p2m.map import P2M
     from dumpxlate.paging.addrxlat import PageWalk, Trace, Translation
     from dumpxlate.paging.format import Paging
+    from dumpxlate.paging.mappings import Mappings
 
 __all__ = ["TranslatedMemory", "VirtualMemory", "kernel_translation", "virtual_memory"]
 
@@ -63,6 +64,10 @@ class TranslatedMemory:
     def trace(self, address: int) -> Trace:
         """Translate one address and tell how."""
         return self.translation.trace(address)
+
+    def mappings(self) -> Mappings:
+        """Give all addresses that are mapped, as runs by virtual address; nothing that the tables say is unbounded."""
+        return self.translation.mappings()
 
     def read(self, address: int, length: int) -> bytes:
         """Read bytes; the range may cross pages.

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dumpxlate.errors import MapError
-from dumpxlate.extents import Extents
+from dumpxlate.extents import Extents, same_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,3 +142,21 @@ def test_extents_through_a_map_that_repeats_itself_do_not_fill_memory() -> None:
     every = np.full(count, 2 * count, np.int64)
     with pytest.raises(MapError, match="4,294,967,296 pieces of 65,536 runs"):
         held.through(np.arange(count) * 4 * count, every, np.zeros(count, np.int64), 4096)
+
+
+@quick
+@given(runs_of)
+@example([])
+def test_runs_that_agree_are_joined(given: list[tuple[int, int, int]]) -> None:
+    """Against a set of (frame, offset): nothing is lost or there twice, and the order is that of the first parts."""
+    start, count, offset = same_place(*(ints(column) for column in (zip(*given, strict=True) if given else ([],) * 3)))
+    found = [(first + at, to + at) for first, n, to in zip(start, count, offset, strict=True) for at in range(n)]
+    assert len(found) == len(set(found))
+    assert set(found) == {(first + at, to + at) for first, n, to in given for at in range(n)}
+    heads, tails = set(zip(start, offset, strict=True)), set(zip(start + count, offset + count, strict=True))
+    assert not heads & tails
+    places = [
+        min(row for row, (f, n, o) in enumerate(given) if o - f == to - first and first <= f < first + size)
+        for first, size, to in zip(start, count, offset, strict=True)
+    ]
+    assert places == sorted(places)
