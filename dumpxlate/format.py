@@ -26,6 +26,7 @@ __all__ = [
     "Loss",
     "Match",
     "OpenOptions",
+    "Remarking",
     "Wrapper",
     "WriteOptions",
     "Writer",
@@ -97,12 +98,15 @@ class WriteOptions:
         begin: first physical address to write.
         length: bytes of physical memory to write from there; None for all.
         part: (k, n) for the k-th of n files of a split set, counted from 1.
+        paging: give memory its virtual addresses, as the guest's page tables map it: all RAM, with address 0 for what
+            nothing maps, or only what is mapped.
     """
 
     compress: str | None = None
     begin: int = 0
     length: int | None = None
     part: tuple[int, int] | None = None
+    paging: Literal["all", "mapped"] | None = None
 
     @property
     def cuts(self) -> bool:
@@ -180,6 +184,16 @@ class Accompanied(Protocol):
 
     def companion(self) -> bytes:
         """Give its content, once the output is complete."""
+        ...
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A writer with something to say of its plan that is no loss."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of the output."""
         ...
 
 

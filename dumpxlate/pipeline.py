@@ -17,7 +17,7 @@ import numpy as np
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.errors import CorruptDumpError, CorruptPageError, LossyConversionError, MapError, OutputError
-from dumpxlate.format import Accompanied, Loss, WriteOptions
+from dumpxlate.format import Accompanied, Loss, Remarking, WriteOptions
 from dumpxlate.io.sink import FileSink, PipeSink
 from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
@@ -60,6 +60,7 @@ class Report:
         seconds: from the first page to the last.
         losses: what the target could not carry.
         damage: what the input lacked.
+        remarks: what the writer has to say of the output.
         fit: how the p2m map and the dump fitted, where one was applied.
         page_size: bytes a page.
     """
@@ -76,6 +77,7 @@ class Report:
     page_size: int = 0
     losses: tuple[Loss, ...] = ()
     damage: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     fit: MapFit | None = None
 
     @property
@@ -250,6 +252,7 @@ def _report(dump: Dump, pump: _Pump, report: Report) -> Report:
         runs=len(ram.runs()[0]),
         page_size=dump.pages.page_size,
         damage=dump.damage,
+        remarks=writer.remarks if isinstance(writer, Remarking) else (),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.errors import UnsupportedFeatureError
-from dumpxlate.extents import Extents, first_wins, merge
+from dumpxlate.extents import Extents, first_wins, merge, same_place
 from dumpxlate.io.joined import TailedSource
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class SegmentIndex:
         source: what the extents point into: the file, with the assembled pages behind its end if there are any.
         extents: whole pages.
         pieces: number of pages that were assembled.
-        repeated: bytes of memory that the file holds more than once; the first segment counts.
+        repeated: bytes that the file holds of memory beyond the first copy, which counts.
     """
 
     source: Source
@@ -69,9 +69,10 @@ def index_segments(source: Source, start: Int64s, length: Int64s, offset: Int64s
         UnsupportedFeatureError: more pages lie in pieces than any real dump has.
     """
     used = length > 0
-    start, length, offset = start[used], length[used], offset[used]
-    total = int(length.sum())
-    start, length, offset = merge(*first_wins(start, length, offset))
+    given = start[used], length[used], offset[used]
+    # Segments that show the same bytes, each under another virtual address, are no copies of them.
+    places = same_place(*given)
+    start, length, offset = merge(*first_wins(*(given if _overlap(*places[:2]) else places)))
     stop = start + length
     low, high = -(-start // page_size), stop // page_size
     whole = low < high
@@ -85,7 +86,12 @@ def index_segments(source: Source, start: Int64s, length: Int64s, offset: Int64s
         np.concatenate((at, source.size + np.arange(len(pfn), dtype=np.int64) * page_size))[order],
     )
     joined = TailedSource(source, tail) if tail else source
-    return SegmentIndex(joined, extents, len(pfn), total - int(length.sum()))
+    return SegmentIndex(joined, extents, len(pfn), int(places[1].sum() - length.sum()))
+
+
+def _overlap(start: Int64s, length: Int64s) -> bool:
+    order = np.argsort(start)
+    return bool((start[order][1:] < (start + length)[order][:-1]).any())
 
 
 def _assemble(source: Source, start: Int64s, stop: Int64s, offset: Int64s, page_size: int) -> tuple[bytes, Int64s]:

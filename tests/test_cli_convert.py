@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -183,9 +184,10 @@ def test_bad_pages(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [each.name for each in all_formats() if each.writes])
 def test_formats_honour_the_options_they_list_and_refuse_the_others(tmp_path: Path, name: str) -> None:
     source = tmp_path / "source"
-    source.write_bytes(elf_cores.core(NEAR, "plain"))
+    style = next(each for each in elf_cores.STYLES if each.startswith("qemu"))
+    source.write_bytes(elf_cores.core(replace(NEAR, registers=({"cr0": 0x10, "cr3": 0, "cr4": 0},)), style))
     target = find_format(name)
-    asked = {"compress": "zlib", "begin": 0x1000, "length": 0x5000, "part": (1, 2)}
+    asked = {"compress": "zlib", "begin": 0x1000, "length": 0x5000, "part": (1, 2), "paging": "all"}
     assert set(target.options) <= set(asked)
     for option, value in asked.items():
         out = tmp_path / f"{name}-{option}"

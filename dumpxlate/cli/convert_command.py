@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["convert"]
 
 
+class PagingName(StrEnum):
+    """Which memory gets a segment where mappings are written."""
+
+    ALL = "all"
+    MAPPED = "mapped"
+
+
 @dataclass(frozen=True)
 class Content(Group):
     """What is to be written, and how the format is to hold it: fields as in WriteOptions."""
@@ -39,11 +47,20 @@ class Content(Group):
         int | None, typer.Option("--length", parser=number, metavar="BYTES", help="Bytes of memory to write.")
     ] = None
 
+    paging: Annotated[
+        PagingName | None,
+        typer.Option(
+            "--paging",
+            metavar="[=mapped]",
+            help="Give memory its virtual addresses, by the guest's page tables; =mapped: only what they map.",
+        ),
+    ] = None
+
     def options(self) -> WriteOptions:
         """Give them to a writer."""
         from dumpxlate.format import WriteOptions
 
-        return WriteOptions(**vars(self))
+        return WriteOptions(**vars(self) | {"paging": self.paging.value if self.paging else None})
 
 
 @dataclass(frozen=True)
@@ -175,6 +192,8 @@ def _tell(described: list[dict[str, Any]], file: Path | None) -> None:
         file.write_text(json.dumps(described[0] if len(described) == 1 else described, indent=2) + "\n")
     for damage in described[0]["damage"]:
         say(damage)
+    for remark in described[0]["remarks"]:
+        say(remark)
     for loss in described[0]["losses"]:
         say(f"lost: {loss['what']} ({loss['why']})")
     for each in described:

@@ -6,9 +6,10 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dumpxlate.cli.groups import Group
 from dumpxlate.cli.progress import ProgressStyle
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "BadPagesName",
+    "Command",
     "Files",
     "Force",
     "Input",
@@ -33,6 +35,19 @@ __all__ = [
     "number",
     "output",
 ]
+
+
+_ALONE = {"--paging": "--paging=all"}
+"""Options that take a value only behind ``=``, and what they mean without one."""
+
+
+class Command(TyperCommand):
+    """A command some of whose options may stand alone: typer has either flags or options with a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give such options the value that they stand for."""
+        last = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*(_ALONE.get(word, word) for word in args[:last]), *args[last:]])
 
 
 class MapKindName(StrEnum):

@@ -180,6 +180,7 @@ def describe_report(report: Report) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "losses": [{"what": printable(loss.what), "why": printable(loss.why)} for loss in report.losses],
         "damage": [printable(damage) for damage in report.damage],
+        "remarks": [printable(remark) for remark in report.remarks],
         "fit": _fit(report.fit) if report.fit else None,
     }
 

@@ -41,6 +41,10 @@ __all__ = [
 ]
 
 
+_XEN_START, _XEN_END = 0xFFFF_8000_0000_0000 - (1 << 64), 0xFFFF_8800_0000_0000 - (1 << 64)
+"""Xen's part of a 64-bit PV guest's address space (xen/include/public/arch-x86/xen-x86_64.h)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One entry that a walk looked at.
@@ -230,10 +234,16 @@ class PageWalk:
         return kind, target
 
     def _read_whole(self, level: Level, value: Int64s, address: Int64s) -> tuple[UInt8s, Int64s]:
-        """Read entries of whole tables; Xen gives PV guests no large pages, whose frames its map would scatter."""
+        """Read entries of whole tables.
+
+        Of a PV guest's, those that are Xen's own are passed over, as are large pages: Xen gives it none.
+        """
         kind, target = self._read(level, value, address)
-        if self.p2m is not None and 1 << level.shift > self.memory.page_size:
-            kind[kind == Entry.PAGE] = Entry.RESERVED
+        if self.p2m is not None:
+            if 1 << level.shift > self.memory.page_size:
+                kind[kind == Entry.PAGE] = Entry.RESERVED
+            if self.mode.va_bits > 32:
+                kind[(address >= _XEN_START) & (address < _XEN_END)] = Entry.NOT_PRESENT
         return kind, target
 
 

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from dumpxlate.paging.format import Paging
     from dumpxlate.paging.mappings import Mappings
 
-__all__ = ["TranslatedMemory", "VirtualMemory", "kernel_translation", "virtual_memory"]
+__all__ = [
+    "TranslatedMemory",
+    "VirtualMemory",
+    "kernel_translation",
+    "processor_translation",
+    "translates",
+    "virtual_memory",
+]
 
 _TEXT = 0xFFFF_FFFF_8000_0000
 """Start of the kernel's image on x86-64 (__START_KERNEL_map), of 1 GiB at most."""
@@ -121,7 +128,7 @@ def virtual_memory(dump: Dump, *, cpu: int | None = None, cr3: int | None = None
     chosen = _choose_cpu(dump, cpu)
     if cr3 is not None:
         return VirtualMemory(memory, _by_root(dump, memory, chosen, cr3))
-    own = _by_registers(dump, memory, chosen) if chosen else None
+    own = processor_translation(dump, memory, chosen) if chosen else None
     translation = own or kernel_translation(dump, memory)
     if translation is None:
         raise _unsupported(
@@ -138,20 +145,20 @@ def _choose_cpu(dump: Dump, index: int | None) -> Cpu | None:
         there = ", ".join(str(cpu.index) for cpu in dump.cpus) or "none"
         raise ValueError(f"{dump.name}: no vcpu {index}, found {there}")
     known = [cpu for cpu in dump.cpus if "cr3" in cpu.registers]
-    return next((cpu for cpu in known if _pages(dump, cpu.registers)), next(iter(known), None))
+    return next((cpu for cpu in known if translates(dump, cpu.registers)), next(iter(known), None))
 
 
-def _pages(dump: Dump, registers: Mapping[str, int]) -> bool:
+def translates(dump: Dump, registers: Mapping[str, int]) -> bool:
     """Say whether a processor translates addresses; one of a PV guest always does."""
     return dump.machine.paravirtual or has_paging(registers)
 
 
-def _by_registers(dump: Dump, memory: PhysicalMemory, cpu: Cpu) -> Translation | None:
+def processor_translation(dump: Dump, memory: PhysicalMemory, cpu: Cpu) -> Translation | None:
     """Translate as a processor does; None where its tables are not known or not in the dump."""
     registers = cpu.registers
     if dump.machine.arch.name not in _X86 or "cr3" not in registers:
         return None
-    if not _pages(dump, registers):
+    if not translates(dump, registers):
         return linear(0, 1 << 32, 0, name="paging is off")
     walk = _x86_walk(dump, memory, registers["cr3"], _x86_mode(dump, registers))
     _, held = memory.read_words(np.array([walk.root], np.int64), 4)

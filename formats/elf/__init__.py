@@ -42,7 +42,7 @@ class ElfFormat:
     title = "ELF vmcore (QEMU, /proc/vmcore, makedumpfile -E, VirtualBox)"
     suffixes = (".elf", ".vmcore")
     writes = True
-    options = ("begin", "length")
+    options = ("begin", "length", "paging")
     codecs = ("none",)
 
     def detect(self, source: Source) -> Match | None:

@@ -68,10 +68,17 @@ def open_elf(source: Source, options: OpenOptions) -> Dump:
         vmcoreinfo=vmcoreinfo,
         p2m=p2m,
         blocks=blocks_from_notes(notes, file.endian),
-        attributes={"e_machine": machine_name(file.header.e_machine), "segments": len(file.segments.loads)},
+        attributes={"e_machine": machine_name(file.header.e_machine), **_segments(file)},
         remarks=tuple(remarks),
         damage=tuple(damage),
     )
+
+
+def _segments(file: ElfFile) -> dict[str, int]:
+    """Count segments, and those that tell a virtual address: neither none nor the physical one."""
+    loads = file.segments.loads
+    mapped = int(((loads.vaddr != 0) & (loads.vaddr != loads.paddr)).sum())
+    return {"segments": len(loads)} | ({"mapped segments": mapped} if mapped else {})
 
 
 def _notes(source: Source, file: ElfFile) -> tuple[tuple[Note, ...], list[str]]:

@@ -10,10 +10,13 @@ import numpy as np
 from dumpxlate.elf.container import PT_NOTE, Segments, program_headers
 from dumpxlate.elf.notes import pack_notes
 from dumpxlate.emit import TrimmedSink, append_pages
+from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.format import require_physical
+from dumpxlate.formats.elf.loads import mapped_loads, plain_loads
 from dumpxlate.guest_notes import notes_for
 from dumpxlate.pages import CodecId
-from dumpxlate.pageset import difference
+from dumpxlate.pageset import PageRuns, difference, intersection
+from dumpxlate.paging.guest import guest_mappings
 from dumpxlate.version import PRODUCER
 from dumpxlate.window import Window
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from dumpxlate.io.sink import Sink
     from dumpxlate.pages import PageBatch
     from dumpxlate.pageset import PageSet
+    from dumpxlate.paging.mappings import Mappings
 
 __all__ = ["ElfWriter"]
 
@@ -39,32 +43,46 @@ class ElfWriter:
     Every PT_LOAD has p_filesz == p_memsz, or p_filesz 0 for RAM that the source left out: Volatility drops segments
     in between. Zero pages are holes of the file, not missing memory.
 
-    ``begin`` and ``length`` cut memory to the byte, as QEMU's dump-guest-memory does.
+    ``begin`` and ``length`` cut memory to the byte, as QEMU's dump-guest-memory does. With ``paging`` there is a
+    segment for each mapping of the guest's page tables, and several may show the same bytes.
 
     Raises:
-        MapError: the dump is keyed by machine frames.
-        UnsupportedFeatureError: no RAM lies in the window asked for.
+        MapError: the dump is keyed by machine frames, or a PV guest's page tables need its map.
+        UnsupportedFeatureError: no RAM lies in the window asked for, or no page tables are known.
     """
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
     codec = None
     losses: tuple[Loss, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
         require_physical(dump, "elf")
         self._page_size = dump.pages.page_size
         self._window = Window.of(dump.pages, options)
         self.pages: PageSet = self._window.cut(dump.pages.stored)
-        self._missing = difference(self._window.cut(dump.pages.ram), self.pages)
+        missing: PageSet = difference(self._window.cut(dump.pages.ram), self.pages)
+        mappings = guest_mappings(dump) if options.paging else None
+        if options.paging:
+            self.remarks = _remarks(mappings)
+        if mappings is not None and options.paging == "mapped":
+            mapped = _pages_of(mappings, self._page_size)
+            self.pages, missing = intersection(self.pages, mapped), intersection(missing, mapped)
+            if not self.pages.count + missing.count:
+                raise UnsupportedFeatureError("no page table maps RAM in the range asked for", feature="paging")
+        held, gone = (PageRuns(*self._window.clip(pages)) for pages in (self.pages, missing))
+        self._bytes = held.count
         self._sink: Sink
-        self._plan(dump)
+        if mappings is None:
+            self._plan(dump, plain_loads(held, gone))
+        else:
+            self._plan(dump, mapped_loads(held, gone, mappings, unmapped=options.paging == "all"))
 
-    def _plan(self, dump: Dump) -> None:
+    def _plan(self, dump: Dump, loads: Segments) -> None:
         machine = dump.machine
         notes = pack_notes(notes_for(dump, PRODUCER), machine.endian)
-        loads = self._loads()
-        bits = _class(machine.word_bits, loads, len(notes))
+        bits = _class(machine.word_bits, loads, self._bytes, len(notes))
         note = _note_segment(len(notes))
         size = len(_headers(bits, machine, note, loads))
         note.offset[:] = size
@@ -72,18 +90,6 @@ class ElfWriter:
         loads.offset[loads.filesz > 0] += start
         headers = _headers(bits, machine, note, loads)
         self._head = headers + notes + bytes(start - size - len(notes))
-
-    def _loads(self) -> Segments:
-        """One PT_LOAD a run, offsets counted from the first byte of memory."""
-        start, length = self._window.clip(self.pages)
-        out, missing = self._window.clip(self._missing)
-        loads = Segments.make(
-            np.concatenate((start, out)),
-            np.concatenate((length, missing)),
-            filesz=np.concatenate((length, np.zeros(len(out), np.int64))),
-            offset=np.concatenate((np.cumsum(length) - length, np.zeros(len(out), np.int64))),
-        )
-        return loads.where(np.argsort(loads.paddr, kind="stable"))
 
     def begin(self, sink: Sink) -> None:
         """Write headers and notes."""
@@ -94,15 +100,11 @@ class ElfWriter:
         cut = skip or length < last - first
         self._sink = sink
         if cut:
-            self._sink = TrimmedSink(sink, skip, self._bytes())
+            self._sink = TrimmedSink(sink, skip, self._bytes)
 
     def _ends(self) -> tuple[int, int]:
         """First pfn, and one past the last, of the pages to write."""
         return (int(self.pages.select(0, 1)[0]), self.pages.stop) if self.pages.count else (0, 0)
-
-    def _bytes(self) -> int:
-        """Bytes of memory to write."""
-        return int(self._window.clip(self.pages)[1].sum())
 
     def write(self, batch: PageBatch) -> None:
         """Write the next pages."""
@@ -118,10 +120,24 @@ def _note_segment(length: int) -> Segments:
     return replace(made, type=np.array([PT_NOTE]), flags=zero, memsz=zero)
 
 
-def _class(word_bits: Literal[32, 64], loads: Segments, head: int) -> Literal[32, 64]:
+def _remarks(mappings: Mappings | None) -> tuple[str, ...]:
+    """Say what the page tables were not believed."""
+    if mappings is None:
+        return ("no processor has paging: virtual addresses are physical ones",)
+    met = ", ".join(f"{count:,} {fault}" for fault, count in mappings.faults.items())
+    return (f"of {mappings.tables:,} page tables: {met}",) if met else ()
+
+
+def _pages_of(mappings: Mappings, page_size: int) -> PageRuns:
+    """Give the pages that are mapped, at least in part."""
+    first = mappings.physical // page_size
+    return PageRuns.from_runs(first, -(-(mappings.physical + mappings.length) // page_size) - first)
+
+
+def _class(word_bits: Literal[32, 64], loads: Segments, memory: int, notes: int) -> Literal[32, 64]:
     """Choose the class as QEMU does: 64-bit headers for a 32-bit machine too when memory or file pass 4 GiB."""
     end = int((loads.paddr + loads.memsz).max(initial=0))
-    file_end = int(loads.filesz.sum()) + len(loads) * 64 + head + 2 * _ALIGN
+    file_end = memory + len(loads) * 64 + notes + 2 * _ALIGN
     return 64 if word_bits == 64 or max(end, file_end) > 0xFFFFFFFF else 32
 
 
