@@ -73,6 +73,21 @@ def kdumpfile_attrs(path: str) -> dict[str, int | str]:
     return found
 
 
+def kdumpfile_memory(path: str, addresses: list[int], length: int) -> list[tuple[int, str | None]]:
+    """Bytes at the kernel's virtual addresses, by the page tables that libkdumpfile finds itself."""
+    import kdumpfile
+
+    dump = kdumpfile.kdumpfile(path)
+    dump.attr["addrxlat.ostype"] = "linux"
+    found: list[tuple[int, str | None]] = []
+    for address in addresses:
+        try:
+            found.append((address, bytes(dump.read(kdumpfile.KDUMP_KVADDR, address, length)).hex()))
+        except (kdumpfile.exceptions.NoDataException, kdumpfile.exceptions.AddressTranslationException):
+            found.append((address, None))
+    return found
+
+
 def _drgn_program(path: str, vmcoreinfo: str | None) -> Any:
     import drgn
 
@@ -145,6 +160,49 @@ def _stacked(stacker: Any, context: Any, stack: list[Any]) -> bool:
     return True
 
 
+def volatility_physical(path: str, cr3: int, addresses: list[int]) -> list[tuple[int, int | None]]:
+    """Where Volatility 3's layers for an ELF file and for 4-level page tables say that addresses lead to."""
+    from volatility3 import framework
+    from volatility3.framework import contexts, exceptions
+    from volatility3.framework.layers import elf, intel, physical
+
+    framework.require_interface_version(2, 0, 0)
+    context = contexts.Context()
+    context.config["file.location"] = Path(path).resolve().as_uri()
+    context.add_layer(physical.FileLayer(context, "file", "file"))
+    context.config["elf.base_layer"] = "file"
+    context.add_layer(elf.Elf64Layer(context, "elf", "memory"))
+    context.config["tables.memory_layer"] = "memory"
+    context.config["tables.page_map_offset"] = cr3
+    layer = intel.Intel32e(context, "tables", "virtual")
+    found: list[tuple[int, int | None]] = []
+    for address in addresses:
+        try:
+            found.append((address, layer.translate(address)[0]))
+        except exceptions.InvalidAddressException:
+            found.append((address, None))
+    return found
+
+
+def gdb_kernel(path: str, vmlinux: str, offset: int) -> dict[str, Any]:
+    """The kernel's banner, its address, and the functions that each processor is in, innermost first."""
+    import gdb
+
+    gdb.execute(f"core-file {path}", to_string=True)
+    gdb.execute(f"symbol-file {vmlinux} -o {offset:#x}", to_string=True)
+    address = int(gdb.parse_and_eval("linux_banner").address) % (1 << 64)
+    inferior, stacks = gdb.selected_inferior(), []
+    for thread in sorted(inferior.threads(), key=lambda thread: thread.num):
+        thread.switch()
+        frame, names = gdb.newest_frame(), []
+        while frame is not None:
+            names.append(frame.name())
+            frame = frame.older()
+        stacks.append(names)
+    banner = bytes(inferior.read_memory(address, 256)).split(b"\0")[0].decode()
+    return {"address": address, "banner": banner, "stacks": stacks}
+
+
 def gdb_core(path: str, addresses: list[int], length: int) -> dict[str, Any]:
     """Sections, threads and memory of a core file as gdb sees them."""
     import gdb
@@ -183,7 +241,10 @@ def _registers(thread: Any) -> dict[str, int]:
 
 QUESTIONS = {
     answer.__name__: answer
-    for answer in (kdumpfile_pages, kdumpfile_attrs, drgn_pages, drgn_kernel, volatility, gdb_core)
+    for answer in (
+        *(kdumpfile_pages, kdumpfile_attrs, kdumpfile_memory, drgn_pages, drgn_kernel),
+        *(volatility, volatility_physical, gdb_core, gdb_kernel),
+    )
 }
 
 

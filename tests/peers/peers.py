@@ -174,6 +174,12 @@ def kdumpfile_attrs(path: Path) -> dict[str, int | str]:
     return attrs
 
 
+def kdumpfile_memory(path: Path, addresses: Iterable[int], length: int = 64) -> dict[int, bytes | None]:
+    """Bytes at a Linux kernel's virtual addresses (KVADDR), which needs VMCOREINFO; None where there are none."""
+    answer = _ask("kdumpfile", "kdumpfile_memory", path=str(path), addresses=_numbers(addresses), length=length)
+    return {at: None if text is None else bytes.fromhex(text) for at, text in answer}
+
+
 def makedumpfile(*arguments: str | Path, stdin: Path | None = None) -> str:
     """Runs makedumpfile and returns what it printed."""
     return _run("makedumpfile", *arguments, stdin=stdin)
@@ -228,6 +234,21 @@ def gdb_core(path: Path, addresses: Iterable[int] = (), length: int = 32) -> Gdb
         threads=dict(answer["threads"]),
         memory={at: None if text is None else bytes.fromhex(text) for at, text in answer["memory"]},
     )
+
+
+@dataclass(frozen=True)
+class GdbKernel:
+    """What gdb finds by virtual addresses: ``linux_banner``, where it is, each processor's stack, innermost first."""
+
+    address: int
+    banner: str
+    stacks: tuple[tuple[str, ...], ...]
+
+
+def gdb_kernel(path: Path, vmlinux: Path, offset: int = 0) -> GdbKernel:
+    """Opens an ELF file as a core, with the kernel's symbols moved by KASLR's offset (VMCOREINFO's KERNELOFFSET)."""
+    answer = _ask("gdb", "gdb_kernel", path=str(path), vmlinux=str(vmlinux), offset=offset)
+    return GdbKernel(answer["address"], answer["banner"], tuple(map(tuple, answer["stacks"])))
 
 
 def drgn_pages(
@@ -301,3 +322,12 @@ def volatility(path: Path, pfns: Iterable[int] = (), page_size: int = 4096, dige
     arguments = {"path": str(path), "pfns": _numbers(pfns), "page_size": page_size, "digest": digest}
     answer = _ask("volatility3", "volatility", **arguments)
     return Stacked(layers=tuple(answer["layers"]), pages=dict(answer["pages"]))
+
+
+def volatility_physical(path: Path, cr3: int, addresses: Iterable[int]) -> dict[int, int | None]:
+    """Physical addresses as Volatility 3 finds them through 4-level page tables; None where it finds none.
+
+    Of segments that share memory, as those of a dump with virtual addresses do, it reads only some.
+    """
+    arguments = {"path": str(path), "cr3": cr3, "addresses": _numbers(addresses)}
+    return dict(_ask("volatility3", "volatility_physical", **arguments))

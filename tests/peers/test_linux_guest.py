@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +37,6 @@ def memory(guest: Path) -> dict[int, int]:
     with (guest / "ram.raw").open("rb") as file:
         pages = enumerate(iter(lambda: file.read(PAGE), b""))
         return {pfn: zlib.crc32(body) for pfn, body in pages if pfn >= ROMS}
-
-
-@pytest.fixture(scope="module")
-def facts(guest: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((guest / "facts.json").read_text())
-    return found
 
 
 @pytest.fixture(scope="module", params=TARGETS, ids=NAMES)

@@ -1,0 +1,188 @@
+"""Debuggers find their way through a real Linux guest by virtual addresses, in what we write from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import dumpxlate
+from dumpxlate.format import WriteOptions
+from dumpxlate.vmcoreinfo_search import find, with_vmcoreinfo
+from tests.peers import peers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dumpxlate.dump import Dump
+
+pytestmark = pytest.mark.peer
+
+# A kernel at rest: what each processor runs, innermost first.
+FIRST_IDLES = ("default_idle_call", "do_idle", "cpu_startup_entry", "rest_init", "start_kernel")
+OTHERS_IDLE = ("default_idle_call", "do_idle", "cpu_startup_entry", "start_secondary")
+CODECS = ("zlib", "lzo", "snappy", "zstd", "none")
+
+
+def write(dump: Dump, out: Path, target: str = "elf", **options: Any) -> Path:
+    dumpxlate.convert(dump, out, target, WriteOptions(**options))
+    return out
+
+
+def kernel_offset(dump: Dump) -> int:
+    assert dump.vmcoreinfo
+    return int(dump.vmcoreinfo.lines["KERNELOFFSET"], 16)
+
+
+def contains(stack: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    return tuple(name for name in stack if name in names) == names
+
+
+@pytest.fixture(scope="module")
+def qemu(guest: Path) -> peers.GdbKernel:
+    """What gdb makes of QEMU's own dump with virtual addresses."""
+    peers.require("gdb")
+    with dumpxlate.open(guest / "elf-paging") as dump:
+        return peers.gdb_kernel(guest / "elf-paging", guest / "vmlinux", kernel_offset(dump))
+
+
+@pytest.fixture(scope="module")
+def mapped(guest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """QEMU's flattened kdump, in which no address is virtual, with the addresses of its page tables."""
+    with dumpxlate.open(guest / "kdump-zlib") as dump:
+        return write(dump, tmp_path_factory.mktemp("mapped") / "vmcore", paging="all")
+
+
+def test_gdb_prints_the_banner_and_where_each_cpu_is(
+    guest: Path, mapped: Path, qemu: peers.GdbKernel, facts: dict[str, Any]
+) -> None:
+    with dumpxlate.open(mapped) as dump:
+        seen = peers.gdb_kernel(mapped, guest / "vmlinux", kernel_offset(dump))
+    assert seen == qemu
+    assert seen.banner.startswith(f"Linux version {facts['release']} ")
+    assert contains(seen.stacks[0], FIRST_IDLES)
+    assert contains(seen.stacks[1], OTHERS_IDLE)
+
+
+def test_gdb_finds_the_kernel_by_its_own_tables(guest: Path, qemu: peers.GdbKernel, tmp_path: Path) -> None:
+    """No registers, no notes: VMCOREINFO is found in memory, and names the tables to walk."""
+    with dumpxlate.open(guest / "elf") as dump:
+        bare = replace(dump, cpus=(), notes=(), vmcoreinfo=None)
+        found = find(bare)
+        assert found
+        out = write(with_vmcoreinfo(bare, found.info), tmp_path / "vmcore", paging="all")
+        offset = kernel_offset(dump)
+    seen = peers.gdb_kernel(out, guest / "vmlinux", offset)
+    assert (seen.address, seen.banner) == (qemu.address, qemu.banner)
+
+
+@pytest.mark.parametrize("codec", [None, *CODECS])
+def test_libkdumpfile_reads_by_virtual_address(
+    guest: Path, mapped: Path, qemu: peers.GdbKernel, tmp_path: Path, codec: str | None
+) -> None:
+    peers.require("kdumpfile")
+    out = mapped
+    if codec:
+        with dumpxlate.open(mapped) as dump:
+            out = write(dump, tmp_path / "kdump", "kdump", compress=codec)
+    wanted = qemu.banner.encode()[:64]
+    assert peers.kdumpfile_memory(out, [qemu.address]) == {qemu.address: wanted}
+
+
+def test_volatility_translates_as_we_do(guest: Path, tmp_path: Path, facts: dict[str, Any]) -> None:
+    """Every run that the tables map, its two ends, and right behind it; from a plain file, without aliases."""
+    peers.require("volatility3")
+    cr3 = facts["registers"][0]["cr3"]
+    with dumpxlate.open(guest / "kdump-zlib") as dump:
+        out = write(dump, tmp_path / "vmcore")
+        seen = dump.virtual(cr3=cr3)
+        runs = seen.mappings()
+        last = runs.virtual + (runs.length - 1)
+        addresses = np.unique(np.concatenate((runs.virtual, last, np.minimum(last, -2) + 1)))
+        # Beyond RAM Volatility has no memory to show: addresses of devices are none for it.
+        ours = seen.physical(addresses)
+        ours[~dump.pages.stored.contains(ours // dump.pages.page_size)] = -1
+    virtual = [address % (1 << 64) for address in addresses.tolist()]
+    expected = {at: None if to < 0 else to for at, to in zip(virtual, ours.tolist(), strict=True)}
+    assert len(expected) > 300
+    assert peers.volatility_physical(out, cr3 & ~0xFFF, virtual) == expected
+
+
+def test_crash_and_drgn_take_aliases(guest: Path, mapped: Path, facts: dict[str, Any]) -> None:
+    peers.require("crash", "drgn")
+    assert facts["task"] in peers.drgn_kernel(mapped, guest / "vmlinux").tasks.values()
+    said = peers.crash(mapped, guest / "vmlinux", "log", "list task_struct.tasks -s task_struct.comm -h init_task")
+    assert f'comm = "{facts["task"]}' in said
+    assert f"Linux version {facts['release']}" in said
+
+
+def test_crash_and_drgn_open_the_flattened_form(guest: Path, tmp_path: Path, facts: dict[str, Any]) -> None:
+    peers.require("crash", "drgn")
+    with dumpxlate.open(guest / "elf") as dump:
+        out = write(dump, tmp_path / "flat", "flattened")
+    assert out.read_bytes()[:12] == b"makedumpfile"
+    assert facts["task"] in peers.drgn_kernel(out, guest / "vmlinux").tasks.values()
+    said = peers.crash(out, guest / "vmlinux", "list task_struct.tasks -s task_struct.comm -h init_task")
+    assert f'comm = "{facts["task"]}' in said
+
+
+def test_makedumpfile_takes_aliases_with_the_kernels_symbols(guest: Path, mapped: Path, tmp_path: Path) -> None:
+    """Without them it takes the start of the direct map from the first segment that it likes."""
+    peers.require("makedumpfile")
+    out = peers.refilter(mapped, tmp_path / "out", "-c", level=31, vmlinux=guest / "vmlinux")
+    with dumpxlate.open(mapped) as before, dumpxlate.open(out) as after:
+        held = after.pages.stored.select(0, 1 << 30)
+        assert 0 < len(held) < before.pages.stored.count
+        assert (after.read_pages(held) == before.read_pages(held)).all()
+
+
+# A PVH guest of Xen, of the same kernel.
+
+
+@pytest.fixture(scope="module")
+def pvh(
+    guest: Path,
+    shared: Path,
+    unpacked: Callable[[Path], Path],
+    facts: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Xen's core file as a vmcore with virtual addresses; VMCOREINFO was found in its memory."""
+    with dumpxlate.open(unpacked(shared / "fixtures/xen-linux/pvh1.core.xz")) as dump:
+        found = find(dump)
+        assert found
+        if found.info.release != facts["release"]:
+            pytest.skip(f"the guest of Xen runs {found.info.release}, the vmlinux is of {facts['release']}")
+        return write(with_vmcoreinfo(dump, found.info), tmp_path_factory.mktemp("pvh") / "vmcore", paging="all")
+
+
+def test_xen_pvh_in_gdb(guest: Path, pvh: Path, facts: dict[str, Any]) -> None:
+    peers.require("gdb")
+    with dumpxlate.open(pvh) as dump:
+        seen = peers.gdb_kernel(pvh, guest / "vmlinux", kernel_offset(dump))
+    assert seen.banner.startswith(f"Linux version {facts['release']} ")
+    assert contains(seen.stacks[0], FIRST_IDLES)
+    assert contains(seen.stacks[1], OTHERS_IDLE)
+
+
+@pytest.mark.parametrize("target", ["elf", "kdump"])
+def test_xen_pvh_in_drgn_and_libkdumpfile(guest: Path, pvh: Path, tmp_path: Path, target: str) -> None:
+    peers.require("drgn", "kdumpfile", "gdb")
+    with dumpxlate.open(pvh) as dump:
+        out = write(dump, tmp_path / "out", target)
+        seen = peers.gdb_kernel(pvh, guest / "vmlinux", kernel_offset(dump))
+    kernel = peers.drgn_kernel(out, guest / "vmlinux")
+    assert (kernel.cpus, {"xenwatch", "xenbus"} <= set(kernel.tasks.values())) == (2, True)
+    assert peers.kdumpfile_memory(out, [seen.address]) == {seen.address: seen.banner.encode()[:64]}
+
+
+def test_xen_pvh_in_crash(guest: Path, pvh: Path, facts: dict[str, Any]) -> None:
+    peers.require("crash")
+    said = peers.crash(pvh, guest / "vmlinux", "sys", "log", "list task_struct.tasks -s task_struct.comm -h init_task")
+    table = peers.crash_table(said)
+    assert (table["RELEASE"], table["CPUS"]) == (facts["release"], "2")
+    assert 'comm = "xenwatch' in said
+    assert "Booting paravirtualized kernel on Xen PVH" in said
