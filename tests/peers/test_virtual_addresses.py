@@ -139,24 +139,42 @@ def test_makedumpfile_takes_aliases_with_the_kernels_symbols(guest: Path, mapped
         assert (after.read_pages(held) == before.read_pages(held)).all()
 
 
-# A PVH guest of Xen, of the same kernel.
+# Guests of Xen, of the same kernel.
 
 
 @pytest.fixture(scope="module")
-def pvh(
+def of_xen(
     guest: Path,
     shared: Path,
     unpacked: Callable[[Path], Path],
     facts: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """Xen's core file as a vmcore with virtual addresses; VMCOREINFO was found in its memory."""
-    with dumpxlate.open(unpacked(shared / "fixtures/xen-linux/pvh1.core.xz")) as dump:
-        found = find(dump)
-        assert found
-        if found.info.release != facts["release"]:
-            pytest.skip(f"the guest of Xen runs {found.info.release}, the vmlinux is of {facts['release']}")
-        return write(with_vmcoreinfo(dump, found.info), tmp_path_factory.mktemp("pvh") / "vmcore", paging="all")
+) -> Callable[[str], Path]:
+    """Xen's core files as vmcores with virtual addresses; VMCOREINFO was found in their memory."""
+
+    def make(name: str) -> Path:
+        out = tmp_path_factory.mktemp(name) / "vmcore"
+        with dumpxlate.open(unpacked(shared / f"fixtures/xen-linux/{name}.core.xz")) as dump:
+            found = find(dump)
+            assert found
+            if found.info.release != facts["release"]:
+                pytest.skip(f"the guest of Xen runs {found.info.release}, the vmlinux is of {facts['release']}")
+            return write(with_vmcoreinfo(dump, found.info), out, paging="all")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pvh(of_xen: Callable[[str], Path]) -> Path:
+    return of_xen("pvh1")
+
+
+def test_xen_pv_in_gdb(guest: Path, of_xen: Callable[[str], Path], facts: dict[str, Any]) -> None:
+    """Its tables hold machine frames, which no other debugger that walks them gets by."""
+    peers.require("gdb")
+    seen = peers.gdb_kernel(of_xen("pv1"), guest / "vmlinux")
+    assert seen.banner.startswith(f"Linux version {facts['release']} ")
+    assert {stack[0] for stack in seen.stacks} == {"xen_hypercall_pv"}
 
 
 def test_xen_pvh_in_gdb(guest: Path, pvh: Path, facts: dict[str, Any]) -> None:
