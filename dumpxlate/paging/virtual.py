@@ -20,7 +20,7 @@ from dumpxlate.memory import PhysicalMemory
 from dumpxlate.paging.aarch64 import aarch64_paging
 from dumpxlate.paging.aarch64 import table_root as ttbr_root
 from dumpxlate.paging.addrxlat import as_addresses, first_of, linear, page_walk, signed
-from dumpxlate.paging.x86 import LEGACY_PSE, LEVEL_4, LEVEL_5, PAE, has_paging, table_root, x86_paging
+from dumpxlate.paging.x86 import LEGACY_PSE, LEVEL_4, LEVEL_5, PAE, has_paging, ignoring, table_root, x86_paging
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -191,14 +191,20 @@ def _x86_mode(dump: Dump, registers: Mapping[str, int]) -> Paging:
 
 
 def _x86_walk(dump: Dump, memory: PhysicalMemory, cr3: int, mode: Paging) -> PageWalk:
-    root, p2m = table_root(cr3, mode), _tables_map(dump)
+    root, p2m = table_root(cr3, mode) & ~_encrypted(dump), _tables_map(dump)
     if dump.machine.paravirtual and mode.levels[0].number == 3:
         root = cr3 & 0x000F_FFFF_FFFF_FFE0  # unfolded: the table may lie above 4 GiB
     if p2m is not None:
         size = dump.pages.page_size
         pfn = int(p2m.pfn(np.array([root // size], np.int64))[0])
         root = pfn * size + root % size if pfn >= 0 else -size
-    return page_walk(memory, root, mode, p2m=p2m)
+    return page_walk(memory, root, ignoring(mode, _encrypted(dump)), p2m=p2m)
+
+
+def _encrypted(dump: Dump) -> int:
+    """Give the address bit that marks encrypted memory in page tables, 0 for none (AMD's SME; a kernel tells it)."""
+    told = dump.vmcoreinfo.number("sme_mask") if dump.vmcoreinfo else None
+    return told if told and told.bit_count() == 1 and _PAGE <= told < _MOST else 0
 
 
 def _tables_map(dump: Dump) -> P2M | None:
@@ -220,7 +226,7 @@ def kernel_translation(dump: Dump, memory: PhysicalMemory) -> Translation | None
     root = int(image.physical(as_addresses([symbol]))[0]) if symbol else -1
     if root >= 0 and root % 32 == 0 and memory.read_words(np.array([root], np.int64), 4)[1][0]:
         mode = _aarch64_mode(dump, "high") if name == "aarch64" else _x86_mode(dump, {})
-        return page_walk(memory, root, mode, p2m=_tables_map(dump))
+        return page_walk(memory, root, ignoring(mode, _encrypted(dump)), p2m=_tables_map(dump))
     direct = _direct_map(dump, memory, image)
     return first_of(image, direct) if direct else image
 

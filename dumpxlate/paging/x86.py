@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.arrays import Int64s, UInt8s
 
-__all__ = ["LEGACY", "LEGACY_PSE", "LEVEL_4", "LEVEL_5", "PAE", "has_paging", "table_root", "x86_paging"]
+__all__ = ["LEGACY", "LEGACY_PSE", "LEVEL_4", "LEVEL_5", "PAE", "has_paging", "ignoring", "table_root", "x86_paging"]
 
 _CR0_PG = 1 << 31
 _CR4_PSE, _CR4_PAE, _CR4_LA57 = 1 << 4, 1 << 5, 1 << 12
@@ -91,6 +92,15 @@ def x86_paging(cr4: int, *, long_mode: bool) -> Paging:
     if not long_mode:
         return PAE
     return LEVEL_5 if cr4 & _CR4_LA57 else LEVEL_4
+
+
+def ignoring(paging: Paging, bits: int) -> Paging:
+    """Give a format whose entries have marks among their address bits: AMD's of encrypted memory."""
+
+    def decode(level: Level, entry: Int64s) -> tuple[UInt8s, Int64s]:
+        return paging.decode(level, entry & ~bits)
+
+    return replace(paging, decode=decode) if bits else paging
 
 
 def table_root(cr3: int, paging: Paging) -> int:

@@ -234,6 +234,7 @@ def test_root_without_flags() -> None:
         *[(4096, 48, 0, [9, 9, 9, 9]), (4096, 39, 1, [9, 9, 9]), (4096, 36, 1, [6, 9, 9])],
         *[(16384, 48, 0, [1, 11, 11, 11]), (16384, 47, 1, [11, 11, 11]), (16384, 36, 2, [11, 11])],
         *[(65536, 48, 1, [6, 13, 13]), (65536, 42, 2, [13, 13]), (65536, 52, 1, [10, 13, 13])],
+        *[(4096, 52, -1, [4, 9, 9, 9, 9]), (16384, 52, 0, [5, 11, 11, 11])],
     ],
 )
 def test_aarch64_levels(granule: int, bits: int, first: int, widths: list[int]) -> None:
@@ -272,6 +273,22 @@ def test_aarch64_16_and_64_kib() -> None:
     assert found == [0x5_0000_0007_2345, 0x4345_6789, -1]
 
 
+def test_aarch64_addresses_of_52_bits() -> None:
+    """LPA2: bits 51:50 of an address stand in bits 9:8 of a descriptor, and level 0 has blocks."""
+    words = {0x1000: 0x2003, 0x2000: 0x3003, 0x2008: 0x0002_0000_0000_0101, 0x3000: 0x4003, 0x4000: 0x5003}
+    words |= {0x5000: 0x0001_0000_0000_6303}
+    small = aarch64_paging(4096, 52, "high")
+    base = 0xFFF0_0000_0000_0000
+    expected = [0x000D_0000_0000_6123, 0x0006_0000_1234_5678, -1]
+    assert walk(small, words, base + 0x123, base + (1 << 39) + 0x1234_5678, base + 4096) == expected
+    words = {0x4000: 0x8003, 0x8008: 0xC_0000_0201, 0x8000: 0xC003, 0xC000: 0x600_0001}
+    middle = aarch64_paging(16384, 52, "low")
+    assert walk(middle, words, (1 << 36) + 0x1234, 0x12, root=0x4000) == [0x0008_0000_0000_1234, 0x600_0012]
+    for paging in (small, middle, aarch64_paging(65536, 48, "low")):
+        assert ttbr_root(0xAB_0000_0001_0000 | 0x5 << 2 | 1, paging) == 0x5_0000_0001_0000
+    assert ttbr_root(0xAB_0000_0001_0000 | 1, aarch64_paging(4096, 48, "low")) == 0x1_0000
+
+
 def test_aarch64_halves_and_what_does_not_exist() -> None:
     memory = memory_of({0x1000: 0x4000_0701, 0x2000: 0x8000_0701})
     low, high = (aarch64_paging(4096, 39, half) for half in ("low", "high"))  # type: ignore[arg-type]
@@ -282,7 +299,7 @@ def test_aarch64_halves_and_what_does_not_exist() -> None:
         -1,
     ]
     assert both.trace(0xFFFF_FF80_0000_1234).root == 0x2000
-    for granule, bits in ((8192, 48), (4096, 52), (4097, 48), (65536, 53)):
+    for granule, bits in ((8192, 48), (4096, 53), (4097, 48), (65536, 53), (4096, 24)):
         with pytest.raises(UnsupportedFeatureError, match="expected"):
             aarch64_paging(granule, bits, "low")
 
@@ -399,6 +416,17 @@ def test_linear_maps_where_the_kernel_tables_are_not_there() -> None:
         addresses = [0xFFFF_FFFF_8200_2345, 0xFFFF_8880_0000_2345, 0xFFFF_8881_0000_0000, 0x2345]
         assert seen.physical(addresses).tolist() == [0x2345, 0x2345, -1, -1]
         assert seen.trace(addresses[1]).by == "kernel direct mapping"
+
+
+@pytest.mark.parametrize(("mask", "found"), [(1 << 47, 0x5008), (0, -1), (3 << 46, -1), (1 << 11, -1), (-1, -1)])
+def test_marks_of_encrypted_memory(mask: int, found: int) -> None:
+    """SME: a bit of every address in the tables, and in cr3, that VMCOREINFO names."""
+    marked = {at: word | 1 << 47 for at, word in KERNEL.items()}
+    for cr3 in (0x1000 | 1 << 47, 0x7000_0000):
+        with opened(guest_of(marked, vmcoreinfo=f"{INFO}NUMBER(sme_mask)={mask}\n", cr3=cr3)) as dump:
+            translated = dump.virtual().physical([0xFFFF_8880_0000_5008]).tolist()
+            # Without the bit, cr3 leads nowhere, and the kernel's first table is found, and none behind it.
+            assert translated == [found]
 
 
 @pytest.mark.parametrize("value", ["99999999999999999999", "-99999999999999999999", "0x7fffffffffffffff"])
