@@ -119,6 +119,21 @@ def registers(monitor: Monitor) -> list[dict[str, int]]:
     return found
 
 
+def translations(monitor: Monitor, cpus: list[dict[str, int]], out: Path) -> list[tuple[int, int, int | None]]:
+    """(cpu, virtual, physical or None) as ``gva2gpa`` has it; all that ``info tlb`` lists goes to ``tlb-CPU.txt``."""
+    found: list[tuple[int, int, int | None]] = []
+    for cpu, known in enumerate(cpus):
+        text = monitor.ask("human-monitor-command", **{"command-line": "info tlb", "cpu-index": cpu})
+        (out / f"tlb-{cpu}.txt").write_text(text)
+        listed = [int(row, 16) for row in re.findall(r"^([0-9a-f]{16}): ", text, re.MULTILINE)]
+        some = [*listed[:: len(listed) // 20], known["rip"], known["rsp"], listed[-1] + (1 << 30) & (1 << 64) - 1, 0]
+        for address in some:
+            line = {"command-line": f"gva2gpa {address:#x}", "cpu-index": cpu}
+            answer = re.search(r"gpa: (0x[0-9a-f]+)", monitor.ask("human-monitor-command", **line))
+            found.append((cpu, address, int(answer[1], 16) if answer else None))
+    return found
+
+
 def main(kernel: Path, busybox: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (image,) = kernel.glob("boot/vmlinuz-*")
@@ -138,7 +153,9 @@ def main(kernel: Path, busybox: Path, out: Path) -> None:
         monitor.ask("pmemsave", val=0, size=MEMORY, filename="ram.raw")
         for name, arguments in DUMPS.items():
             monitor.ask("dump-guest-memory", protocol=f"file:{name}", **arguments)
-        facts = {"release": image.name.removeprefix("vmlinuz-"), "task": TASK, "registers": registers(monitor)}
+        cpus = registers(monitor)
+        facts = {"release": image.name.removeprefix("vmlinuz-"), "task": TASK, "registers": cpus}
+        facts["gva2gpa"] = translations(monitor, cpus, out)
         (out / "facts.json").write_text(json.dumps(facts, indent=1))
     finally:
         process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import dumpxlate
 from dumpxlate.format import WriteOptions
 from dumpxlate.vmcoreinfo_search import find, with_vmcoreinfo
 from tests.peers import peers
+from tests.readers import elf_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +56,54 @@ def mapped(guest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """QEMU's flattened kdump, in which no address is virtual, with the addresses of its page tables."""
     with dumpxlate.open(guest / "kdump-zlib") as dump:
         return write(dump, tmp_path_factory.mktemp("mapped") / "vmcore", paging="all")
+
+
+def listed_by_qemu(text: str) -> list[tuple[int, int, int]]:
+    """The lines of ``info tlb``, a page each, joined where they continue each other: virtual, physical, length."""
+    runs: list[tuple[int, int, int]] = []
+    for address, target, flags in re.findall(r"^([0-9a-f]{16}): ([0-9a-f]{16}) (\S+)$", text, re.MULTILINE):
+        virtual, physical, length = int(address, 16), int(target, 16), 2 << 20 if "P" in flags else 4096
+        if runs and (virtual, physical) == (sum(runs[-1][::2]), sum(runs[-1][1:])):
+            virtual, physical, before = runs.pop()
+            length += before
+        runs.append((virtual, physical, length))
+    return runs
+
+
+@pytest.mark.parametrize("cpu", [0, 1])
+def test_addresses_lead_where_qemu_says(guest: Path, facts: dict[str, Any], cpu: int) -> None:
+    """Those that ``gva2gpa`` was asked for, and all that ``info tlb`` lists."""
+    if "gva2gpa" not in facts:
+        pytest.skip("this guest was made before guest.py asked QEMU where addresses lead")
+    asked = {virtual: -1 if physical is None else physical for by, virtual, physical in facts["gva2gpa"] if by == cpu}
+    assert len(asked) > 20
+    with dumpxlate.open(guest / "kdump-zlib") as dump:
+        registers = facts["registers"][cpu]
+        seen = replace(dump, cpus=(replace(dump.cpus[cpu], registers=registers),)).virtual()
+        assert dict(zip(asked, seen.physical(list(asked)).tolist(), strict=True)) == asked
+        found = seen.mappings()
+    runs = zip(found.virtual.tolist(), found.physical.tolist(), found.length.tolist(), strict=True)
+    assert not found.faults
+    assert [(at % (1 << 64), *rest) for at, *rest in runs] == listed_by_qemu((guest / f"tlb-{cpu}.txt").read_text())
+
+
+def test_segments_equal_those_of_qemu(guest: Path, tmp_path: Path) -> None:
+    """But for those that QEMU merges wrongly, which do not show what their addresses lead to."""
+    with dumpxlate.open(guest / "elf") as dump:
+        ours = segments_of(write(dump, tmp_path / "vmcore", paging="mapped"))
+        views = [dump.virtual(cpu.index) for cpu in dump.cpus]
+        theirs = {
+            (paddr, vaddr if vaddr >> 47 & 1 else vaddr & (1 << 47) - 1, size)
+            for paddr, vaddr, size in segments_of(guest / "elf-paging")
+        }
+        wrong = {row for row in theirs if all(view.physical([row[1]])[0] != row[0] for view in views)}
+    assert len(ours) == len(theirs) > 100
+    assert theirs - ours == wrong
+    assert len(wrong) < 5
+
+
+def segments_of(path: Path) -> set[tuple[int, int, int]]:
+    return {(paddr, vaddr, memsz) for kind, _, vaddr, paddr, _, memsz in elf_segments(path) if kind == 1}
 
 
 def test_gdb_prints_the_banner_and_where_each_cpu_is(
