@@ -117,3 +117,28 @@ def test_paravirtual_guest_shows_both_frames(cli: Cli) -> None:
     assert own["page"]["mfn"] == machine["page"]["mfn"] == hex(int(machine["target"], 16) >> 12)
     assert own["page"]["byte_offset"] == machine["page"]["byte_offset"]
     assert [step["value"] for step in own["steps"]] == [step["value"] for step in machine["steps"]]
+
+
+def test_all_that_is_mapped(cli: Cli, dump: Path) -> None:
+    schema = json.loads((ROOT / "docs" / "schemas" / "mappings-1.json").read_text())
+    done = cli("map", dump, "--virtual", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    jsonschema.validate(found, schema, cls=jsonschema.Draft202012Validator)
+    assert found["file"] == {"name": str(dump), "format": "elf", "space": "guest physical"}
+    assert (found["tables"], found["total"], found["bytes"], found["faults"]) == (4, 3, 3 * 4096, [])
+    runs = [(each["start"], each["end"], each["target"], each["bytes"]) for each in found["mappings"]]
+    assert runs == [
+        (hex(VIRTUAL + skip), hex(VIRTUAL + skip + 4096), hex(target), 4096)
+        for skip, target in ((0, 0x9000), (0x1000, 0xE000), (0x2000, 0xFEE0_0000))
+    ]
+    done = cli("map", dump, "--virtual", "--limit", "1")
+    assert hex(VIRTUAL) in done.stdout
+    assert "and 2 more" in done.stdout
+    found = json.loads(cli("map", dump, "--virtual", "--cpu", "1", "--json").stdout)
+    assert [(each["start"], each["end"]) for each in found["mappings"]] == [("0x0", hex(1 << 32))]
+    # The last page of the tables is read as one more table of them: what leads nowhere is counted.
+    done = cli("map", dump, "--virtual", "--cr3", "0x4000")
+    assert "tables not held" in done.stdout
+    done = cli("map", dump, "--cpu", "0")
+    assert (done.returncode, "go with --virtual" in done.stderr) == (2, True)

@@ -9,7 +9,7 @@ import typer
 
 from dumpxlate.cli.groups import grouped
 from dumpxlate.cli.guard import EXIT_NO, guarded
-from dumpxlate.cli.options import AsJson, Input, number
+from dumpxlate.cli.options import AsJson, Cpu, Cr3, Input, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,10 +25,6 @@ _CHUNK = 1 << 20
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="The dump.")]
 Address = Annotated[int, typer.Argument(parser=number, metavar="ADDRESS", help="As 0x1000, 4096, 4K.")]
-CpuNumber = Annotated[int | None, typer.Option("--cpu", min=0, metavar="N", help="Use the page tables of this vcpu.")]
-Cr3 = Annotated[
-    int | None, typer.Option("--cr3", parser=number, metavar="X", help="Use these page tables: a value of cr3.")
-]
 
 
 @guarded
@@ -41,7 +37,7 @@ def read(
     virtual: Annotated[bool, typer.Option("--virtual", help="The address is virtual.")] = False,
     physical: Annotated[bool, typer.Option("--physical", help="The address is guest physical (the default).")] = False,
     machine: Annotated[bool, typer.Option("--machine", help="The address is the machine's: of a Xen host.")] = False,
-    cpu: CpuNumber = None,
+    cpu: Cpu = None,
     cr3: Cr3 = None,
     as_hex: Annotated[bool, typer.Option("--hex", help="Print a hexdump on a pipe too.")] = False,
 ) -> None:
@@ -105,7 +101,7 @@ def translate(
     file: File,
     address: Address,
     inputs: Input,
-    cpu: CpuNumber = None,
+    cpu: Cpu = None,
     cr3: Cr3 = None,
     as_json: AsJson = False,
 ) -> None:

@@ -24,6 +24,8 @@ __all__ = [
     "AsJson",
     "BadPagesName",
     "Command",
+    "Cpu",
+    "Cr3",
     "Files",
     "Force",
     "Input",
@@ -94,6 +96,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 MapKind = Annotated[MapKindName | None, typer.Option("--p2m-format", help="Kind of the map; found out if not given.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=0, help="Workers; 0 for none.")]
+Cpu = Annotated[int | None, typer.Option("--cpu", min=0, metavar="N", help="Use the page tables of this vcpu.")]
+Cr3 = Annotated[
+    int | None, typer.Option("--cr3", parser=number, metavar="X", help="Use these page tables: a value of cr3.")
+]
 ShowProgress = Annotated[ProgressStyle, typer.Option("--progress", help="How to show it.")]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dumpxlate.cli.render import console, facts, listing
 
-__all__ = ["hexdump", "show_translation"]
+__all__ = ["hexdump", "show_mappings", "show_translation"]
 
 _SHOWN = bytes(byte if 0x20 <= byte < 0x7F else ord(".") for byte in range(256))
 
@@ -43,3 +43,17 @@ def show_translation(found: dict[str, Any]) -> None:
     where = [("byte in file", page["byte_offset"])] if page["byte_offset"] else []
     where = where or [("page in file", page["file_offset"] or "nowhere as it is")]
     out.print(facts("\nMemory", [(file["space"], found["target"]), *frames, ("page", state), *where]))
+
+
+def show_mappings(found: dict[str, Any]) -> None:
+    """Print what ``describe_mappings`` says."""
+    out, file = console(), found["file"]
+    rows = [(each["start"], each["end"], each["target"], f"{each['bytes']:,}") for each in found["mappings"]]
+    columns = ("virtual, from", "up to", file["space"], "bytes")
+    out.print(listing(f"{file['name']} ({file['format']})", columns, rows))
+    if found["total"] > len(rows):
+        out.print(f"  and {found['total'] - len(rows):,} more (--limit 0 lists all)", style="dim")
+    faults = [(each["what"], f"{each['count']:,}") for each in found["faults"]]
+    if faults:
+        out.print(facts("\nNot believed", faults))
+    out.print(f"\n{found['total']:,} mappings of {found['bytes']:,} bytes, by {found['tables']:,} page tables")

@@ -10,7 +10,7 @@ import typer
 
 from dumpxlate.cli.groups import grouped
 from dumpxlate.cli.guard import EXIT_NO, guarded, say
-from dumpxlate.cli.options import AsJson, Files, Input, ShowProgress, Threads
+from dumpxlate.cli.options import AsJson, Cpu, Cr3, Files, Input, ShowProgress, Threads
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
@@ -89,13 +89,24 @@ def map_(
     files: Files,
     inputs: Input,
     limit: Annotated[int, typer.Option("--limit", min=0, metavar="N", help="List the first N ranges; 0: all.")] = 1000,
+    virtual: Annotated[bool, typer.Option("--virtual", help="Show what the page tables map instead.")] = False,
+    cpu: Cpu = None,
+    cr3: Cr3 = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which pages are stored, zero, left out and absent, and where; reads the index, never pages."""
+    """Show which pages are stored, zero, left out and absent, and where; reads the index, never pages.
+
+    With --virtual: which virtual addresses lead where, by page tables.
+    """
     from dumpxlate.cli.render_verify import bar_cells, show_bar, show_map
     from dumpxlate.describe.page_map import map_pages
     from dumpxlate.describe.verify import describe_map
 
+    if virtual:
+        _map_virtual(files, inputs, cpu=cpu, cr3=cr3, limit=limit or None, as_json=as_json)
+        return
+    if cpu is not None or cr3 is not None:
+        raise ValueError("--cpu and --cr3 go with --virtual")
     cells = 0 if as_json else bar_cells()
     with inputs.open(files) as dump:
         found = map_pages(dump, limit=limit or None, cells=cells)
@@ -103,6 +114,17 @@ def map_(
     if cells:
         show_bar(found.cells, found.cell * described["file"]["page_size"])
     _show(described, show_map, as_json=as_json)
+
+
+def _map_virtual(
+    files: list[str], inputs: Input, *, cpu: int | None, cr3: int | None, limit: int | None, as_json: bool
+) -> None:
+    from dumpxlate.cli.render_memory import show_mappings
+    from dumpxlate.describe.memory import describe_mappings
+
+    with inputs.open(files) as dump:
+        described = describe_mappings(dump, cpu=cpu, cr3=cr3, limit=limit)
+    _show(described, show_mappings, as_json=as_json)
 
 
 def _show(described: dict[str, Any], show: Callable[[dict[str, Any]], None], *, as_json: bool) -> None:

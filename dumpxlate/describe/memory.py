@@ -1,4 +1,4 @@
-"""How an address is translated, as plain values ready for JSON."""
+"""How addresses are translated, as plain values ready for JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dumpxlate.dump import Dump
     from dumpxlate.paging.addrxlat import Step
 
-__all__ = ["describe_translation"]
+__all__ = ["describe_mappings", "describe_translation"]
 
 
 def describe_translation(dump: Dump, address: int, *, cpu: int | None = None, cr3: int | None = None) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def describe_translation(dump: Dump, address: int, *, cpu: int | None = None, cr
     trace = dump.virtual(cpu, cr3=cr3).trace(address)
     return {
         "schema": "dumpxlate.translate/1",
-        "file": {"name": printable(dump.name), "format": dump.format, "space": str(dump.space)},
+        "file": _file(dump),
         "address": hex(address),
         "by": trace.by,
         "root": hex(trace.root) if trace.root >= 0 else None,
@@ -33,6 +33,34 @@ def describe_translation(dump: Dump, address: int, *, cpu: int | None = None, cr
         "target": hex(trace.physical) if trace.physical >= 0 else None,
         "page": _page(dump, trace.physical) if trace.physical >= 0 else None,
     }
+
+
+def describe_mappings(
+    dump: Dump, *, cpu: int | None = None, cr3: int | None = None, limit: int | None = None
+) -> dict[str, Any]:
+    """List what the page tables of a processor map (``dumpxlate.mappings/1``), the first ``limit`` runs of it."""
+    found = dump.virtual(cpu, cr3=cr3).mappings()
+    listed = found.where(slice(limit))
+    rows = zip(listed.virtual.tolist(), listed.physical.tolist(), listed.length.tolist(), strict=True)
+    return {
+        "schema": "dumpxlate.mappings/1",
+        "file": _file(dump),
+        "tables": found.tables,
+        "faults": [{"what": what, "count": count} for what, count in found.faults.items()],
+        "total": len(found),
+        "bytes": int(found.length.sum()),
+        "mappings": [
+            {"start": hex(start % _TOP), "end": hex(start % _TOP + length), "target": hex(target), "bytes": length}
+            for start, target, length in rows
+        ],
+    }
+
+
+_TOP = 1 << 64
+
+
+def _file(dump: Dump) -> dict[str, Any]:
+    return {"name": printable(dump.name), "format": dump.format, "space": str(dump.space)}
 
 
 def _step(step: Step) -> dict[str, Any]:
