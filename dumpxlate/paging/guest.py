@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dumpxlate.errors import UnsupportedFeatureError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from dumpxlate.paging.mappings import Mappings
 
 __all__ = ["guest_mappings"]
+
+_TABLES = 1 << 21
+"""Tables of all processors together from which on no further processor's are walked: minutes, of hostile ones."""
 
 _USER = 3  # privilege level in the two lowest bits of cs
 
@@ -49,7 +53,17 @@ def guest_mappings(dump: Dump) -> Mappings | None:
             path=dump.name,
             feature="paging",
         )
-    return by_memory(each.mappings() for each in _different(found))
+    return _together(_different(found))
+
+
+def _together(walks: list[Translation]) -> Mappings:
+    """Join one by one, so that what hundreds of processors map alike is kept once."""
+    found = by_memory([])
+    for number, each in enumerate(walks):
+        if found.tables > _TABLES:
+            return replace(found, faults={**found.faults, "vcpus not walked": len(walks) - number})
+        found = by_memory([found, each.mappings()])
+    return found
 
 
 def _needs_kernel(dump: Dump, cpu: Cpu) -> bool:

@@ -5,7 +5,7 @@ Virtual addresses are signed words, as everywhere (``dumpxlate.paging.addrxlat``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s
     from dumpxlate.pageset import PageRuns
 
-__all__ = ["MAPPINGS_LIMIT", "Mappings", "by_memory", "cut", "first_mapping", "in_order"]
+__all__ = ["MAPPINGS_LIMIT", "UNLISTED", "Mappings", "by_memory", "cut", "first_mapping", "in_order"]
 
+UNLISTED = "runs not listed"
 MAPPINGS_LIMIT = 1 << 21
 """Runs that are kept at most, whatever a guest's tables say: 48 MiB of arrays, for 8 GiB mapped page by page."""
 
@@ -78,7 +79,11 @@ def by_memory(parts: Iterable[Mappings]) -> Mappings:
     joined = _joined(parts)
     start, length, virtual = same_place(joined.physical, joined.length, joined.virtual)
     order = np.lexsort((~virtual.view(np.uint64), start))
-    return Mappings(virtual[order], start[order], length[order], joined.tables, joined.faults)
+    kept = order[:MAPPINGS_LIMIT]
+    if len(kept) < len(order):
+        unlisted = joined.faults.get(UNLISTED, 0) + len(order) - len(kept)
+        joined = replace(joined, faults={**joined.faults, UNLISTED: unlisted})
+    return Mappings(virtual[kept], start[kept], length[kept], joined.tables, joined.faults)
 
 
 def cut(mappings: Mappings, memory: PageRuns) -> Mappings:

@@ -17,7 +17,7 @@ import numpy as np
 from dumpxlate.arrays import expand
 from dumpxlate.pages import BATCH_BYTES
 from dumpxlate.paging.format import Entry
-from dumpxlate.paging.mappings import MAPPINGS_LIMIT, Mappings, in_order
+from dumpxlate.paging.mappings import MAPPINGS_LIMIT, UNLISTED, Mappings, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ the stacks of espfix, Windows maps its own tables: a few thousand times."""
 TABLES = 1 << 18
 """Tables that are walked in any case: 1 GiB of them, for 512 GiB mapped page by page."""
 
-_SKIPPED, _UNLISTED = "skipped tables", "runs not listed"
+_SKIPPED = "skipped tables"
 _FAULTS = {Entry.RESERVED: "reserved entries", Entry.UNKNOWN_FRAME: "unknown frames"}
 _NOT_HELD = "tables not held"
 
@@ -140,7 +140,7 @@ class _Walk:
         length = np.diff(first, append=len(virtual)) * size
         kept = first[: MAPPINGS_LIMIT - self.listed]
         self.listed += len(kept)
-        self.counts[_UNLISTED] += len(first) - len(kept)
+        self.counts[UNLISTED] += len(first) - len(kept)
         if len(kept):
             self.found.append((virtual[kept], physical[kept], length[: len(kept)]))
 

@@ -5,11 +5,12 @@
     ELF header | program headers | [section header 0] | notes | memory, one stretch a PT_LOAD
 
 Each PT_LOAD says at which physical address (p_paddr) its bytes belong; memory beyond p_filesz, up to p_memsz, is RAM
-that the file leaves out. PT_NOTE segments hold one NT_PRSTATUS for each processor, the kernel's VMCOREINFO, and what
-the producer adds: QEMU (``dump-guest-memory``, ``virsh dump --memory-only``), Linux (/proc/vmcore), makedumpfile
-(``-E``), VirtualBox (``dumpvmcore``) and others write the same container, each with quirks of its own, which the
-reader names where it meets them. p_vaddr is the virtual address of the same bytes, where the producer walked page
-tables (QEMU with ``paging=true``, ``convert --paging``): several segments then share bytes of the file. With more than 65534 program headers their count is in section header 0 (PN_XNUM).
+that the file leaves out. p_vaddr is their virtual address where the producer walked page tables (QEMU with
+``paging=true``, ``convert --paging``): several segments then show the same bytes of the file. PT_NOTE segments hold one
+NT_PRSTATUS for each processor, the kernel's VMCOREINFO, and what the producer adds: QEMU (``dump-guest-memory``,
+``virsh dump --memory-only``), Linux (/proc/vmcore), makedumpfile (``-E``), VirtualBox (``dumpvmcore``) and others write
+the same container, each with quirks of its own, which the reader names where it meets them. With more than 65534
+program headers their count is in section header 0 (PN_XNUM).
 
 Xen's ``xl dump-core`` also writes ELF, but keeps everything in sections: that is ``xen_core``, not this format. So
 is the core of an ordinary process, which is refused.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 import tracemalloc
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -176,6 +178,25 @@ def test_what_is_no_table() -> None:
     assert rows(frame_map(frames, 4096).mappings()) == [(0x50_0000, 0x4000, 8192), (0x90_0000, 0x3000, 4096)]
 
 
+def test_kernel_of_4_gib() -> None:
+    """Every page of 4 GiB in the direct map by itself, and 512 MiB of them mapped again in no order."""
+    order = np.random.default_rng(3).permutation(1 << 17).astype(np.uint64) * np.uint64(2)
+    last = np.concatenate((np.arange(1 << 20, dtype=np.uint64), order)) << np.uint64(12) | np.uint64(3)
+    pts = len(last) // 512
+    upper = np.zeros((9, 512), np.uint64)  # root, PDPT and PDs of the direct map, PDPT and PD of the rest
+    upper[0, [273, 402]] = [0x1003, 0x6003]
+    upper[1, :4], upper[6, 0] = np.arange(2, 6) << 12 | 3, 0x7003
+    at = (np.arange(pts, dtype=np.uint64) + np.uint64(9)) << np.uint64(12) | np.uint64(3)
+    upper[2:6], upper[7, : pts - 2048] = at[:2048].reshape(4, 512), at[2048:]
+    begun = time.process_time()
+    found = all_of(LEVEL_4, memory_of(np.concatenate((upper.reshape(-1), last)).tobytes()), 0)
+    assert time.process_time() - begun < 10  # a tenth of a second, in fact
+    assert (found.tables, found.faults) == (1 + 1 + 4 + 1 + 1 + pts, {})
+    assert rows(found)[0] == (0xFFFF_8880_0000_0000, 0, 4 * GIB)
+    assert found.physical[1:].tolist() == (order << np.uint64(12)).tolist()
+    assert (found.virtual[1:] == (0xFFFF_C900_0000_0000 - HIGH) + np.arange(1 << 17) * 4096).all()
+
+
 # What a hostile guest may do.
 
 
@@ -293,6 +314,15 @@ def test_many_processors_like_one_by_one() -> None:
     assert set(listed) == expected
     ends = {(v - p, p + n) for v, p, n in rows(found)}
     assert not ends & {(v - p, p) for v, p, n in rows(found)}
+
+
+def test_processors_with_too_much_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mappings_module, "MAPPINGS_LIMIT", 2)
+    given = replace(
+        runs((0x1000, 0x5000, 4096), (0x3000, 0x4000, 4096), (0x9000, 0, 4096)), faults={"runs not listed": 3}
+    )
+    found = by_memory([given])
+    assert (rows(found), found.faults) == ([(0x9000, 0, 4096), (0x3000, 0x4000, 4096)], {"runs not listed": 4})
 
 
 def test_cut_to_memory() -> None:

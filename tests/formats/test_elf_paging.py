@@ -12,6 +12,7 @@ import pytest
 import dumpxlate
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.format import WriteOptions
+from dumpxlate.paging import guest as guest_module
 from dumpxlate.registry import all_formats
 from tests.builders import elf_cores
 from tests.builders.guest import Guest
@@ -327,6 +328,15 @@ def test_hostile_tables_are_counted_and_told(tmp_path: Path) -> None:
     assert "skipped tables" in remark
     assert "tables not held" in remark
     assert {paddr for paddr, _, _ in loads_of(tmp_path / "out")} == {0x1000, 0}
+
+
+def test_processors_beyond_all_bounds_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_module, "_TABLES", 2)
+    cpus = [paged(cr3) for cr3 in (0x1000, 0x2000, 0x3000, 0x4000)]
+    with dumpxlate.open(saved(guest_of(FIRST | SECOND, *cpus, pages=32), tmp_path / "in")) as dump:
+        report = dumpxlate.convert(dump, tmp_path / "out", "elf", WriteOptions(paging="mapped"))
+    assert report.remarks == ("of 7 page tables: 3 vcpus not walked",)
+    assert loads_of(tmp_path / "out") == [(0, KERNEL, 0x8000), (0x9000, 0x40_0000, 0x1000)]
 
 
 def test_other_machines(tmp_path: Path) -> None:
