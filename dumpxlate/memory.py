@@ -39,9 +39,14 @@ class PhysicalMemory:
 
     def __init__(self, pages: PageStore, endian: Endian = "<") -> None:
         self.page_size = pages.page_size
-        self._pages = pages
         self.endian = endian
+        self._pages = pages
         self._groups: dict[int, tuple[memoryview, ...]] = {}
+
+    @property
+    def held(self) -> PageSet:
+        """Pages that have content, as far as the index tells."""
+        return self._pages.stored
 
     def read(self, address: int, length: int) -> bytes:
         """Read bytes.
@@ -163,11 +168,6 @@ class PhysicalMemory:
             words[rows] = content.view(f"{self.endian}u{width}")[row, at]
             held[rows] = found[row]
         return words, held
-
-    @property
-    def held(self) -> PageSet:
-        """Pages that have content, as far as the index tells."""
-        return self._pages.stored
 
     def read_blocks(self, address: Int64s, size: int) -> tuple[UInt8s, Bools]:
         """Read blocks of bytes that cross no page wherever there is content.

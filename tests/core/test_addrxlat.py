@@ -376,6 +376,20 @@ def test_words(order: str) -> None:
         memory.read_u64(np.array([4]))
 
 
+@pytest.mark.parametrize("page_size", [4096, 16384])
+def test_blocks(page_size: int) -> None:
+    memory = memory_of({at: at for at in range(0, 32 * KIB, 8)}, 32 * KIB, page_size=page_size)
+    addresses = np.array([0x3000, 0, 0x7000, 0x8000, -4096, 1 << 60, 0x3000])
+    blocks, held = memory.read_blocks(addresses, 4096)
+    assert held.tolist() == [True, True, True, False, False, False, True]
+    words = blocks.view(np.uint64)
+    assert words[held].tolist() == [list(range(at, at + 4096, 8)) for at in addresses[held].tolist()]
+    assert not words[~held].any()
+    for at, size in ((4, 4096), (0, 2 * page_size)):
+        with pytest.raises(ValueError, match="multiples"):
+            memory.read_blocks(np.array([at]), size)
+
+
 def test_words_of_many_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dumpxlate.memory.BATCH_BYTES", 8192)
     memory = memory_of({at: at for at in range(0, 64 * KIB, 8)})
