@@ -253,4 +253,4 @@ def test_xen_pvh_in_crash(guest: Path, pvh: Path, facts: dict[str, Any]) -> None
     table = peers.crash_table(said)
     assert (table["RELEASE"], table["CPUS"]) == (facts["release"], "2")
     assert 'comm = "xenwatch' in said
-    assert "Booting paravirtualized kernel on Xen PVH" in said
+    assert "Booting kernel on Xen PVH" in said
