@@ -18,7 +18,7 @@ from dumpxlate.extents import Extents
 from dumpxlate.pageset import PageRuns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -117,12 +117,23 @@ class P2M:
             width: bytes of the guest's word. All ones is no page; the top bit marks foreign frames, the next one
                 identity frames. mfn 0 belongs to the hypervisor and is no page either.
         """
-        parts = [
-            cls._classify(np.asarray(entries[at : at + _CHUNK]).astype(np.uint64), width, at)
-            for at in range(0, len(entries), _CHUNK)
-        ]
+        pieces = ((at, np.asarray(entries[at : at + _CHUNK])) for at in range(0, len(entries), _CHUNK))
+        return cls.from_pieces(pieces, width, len(entries))
+
+    @classmethod
+    def from_pieces(
+        cls, pieces: Iterable[tuple[int, NDArray[np.unsignedinteger]]], width: Literal[4, 8], size: int
+    ) -> Self:
+        """Read a guest's own array piece by piece.
+
+        Args:
+            pieces: first pfn and entries of each piece, ascending and disjoint; a pfn in none of them has no page.
+            width: bytes of the guest's word, as for ``from_entries``.
+            size: entries of the whole array.
+        """
+        parts = [cls._classify(entries.astype(np.uint64), width, first) for first, entries in pieces]
         pages, foreign, identity = (FrameRuns.join([part[kind] for part in parts]) for kind in range(3))
-        return cls(pages, len(entries), foreign=foreign, identity=identity)
+        return cls(pages, size, foreign=foreign, identity=identity)
 
     @staticmethod
     def _classify(entries: NDArray[np.uint64], width: int, first: int) -> tuple[FrameRuns, FrameRuns, FrameRuns]:
