@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from dumpxlate.structs import U16, U32, U64, struct
+from dumpxlate.structs import U8, U16, U32, U64, struct
 
-__all__ = ["Elf32_Ehdr", "Elf32_Phdr", "Elf32_Shdr", "Elf64_Ehdr", "Elf64_Phdr", "Elf64_Shdr"]
+__all__ = [
+    "Elf32_Ehdr",
+    "Elf32_Phdr",
+    "Elf32_Shdr",
+    "Elf32_Sym",
+    "Elf64_Ehdr",
+    "Elf64_Phdr",
+    "Elf64_Shdr",
+    "Elf64_Sym",
+]
 
 
 @struct
@@ -107,3 +116,27 @@ class Elf32_Shdr:  # noqa: N801
     sh_info: U32
     sh_addralign: U32
     sh_entsize: U32
+
+
+@struct
+class Elf64_Sym:  # noqa: N801
+    """Symbol of a 64-bit file."""
+
+    st_name: U32
+    st_info: U8
+    st_other: U8
+    st_shndx: U16
+    st_value: U64
+    st_size: U64
+
+
+@struct
+class Elf32_Sym:  # noqa: N801
+    """Symbol of a 32-bit file."""
+
+    st_name: U32
+    st_value: U32
+    st_size: U32
+    st_info: U8
+    st_other: U8
+    st_shndx: U16

@@ -41,7 +41,9 @@ __all__ = [
     "MAX_PFNS",
     "check_size",
     "entries_per_page",
+    "frame_list_leaves",
     "frame_lists_reach",
+    "linear_leaves",
     "read_frame_lists",
     "read_leaves",
     "read_linear_list",
@@ -77,15 +79,28 @@ def read_frame_lists(memory: PhysicalMemory, top_mfn: int, max_pfn: int, word_bi
     Raises:
         MapError: there is no such list: a page of it is not in memory, levels share pages, or the size is absurd.
     """
+    _, leaves = frame_list_leaves(memory, top_mfn, max_pfn, word_bits)
+    return read_leaves(memory, leaves, max_pfn, word_bits)
+
+
+def frame_list_leaves(memory: PhysicalMemory, top_mfn: int, max_pfn: int, word_bits: WordBits) -> tuple[Int64s, Int64s]:
+    """Find the frames of a guest's array through its frame lists.
+
+    Returns:
+        The frames of the lists themselves, and those of the array, -1 where a range of it has none.
+
+    Raises:
+        MapError: as ``read_frame_lists``.
+    """
     per = entries_per_page(word_bits)
     check_size(max_pfn, min(MAX_PFNS, per**3))
     top = np.array([top_mfn], np.int64)
     _refuse_beyond(top, "list of frame lists")
     middle = _follow(memory, top, -(-max_pfn // per**2), word_bits, "list of frame lists")
     leaves = _follow(memory, middle, -(-max_pfn // per), word_bits, "frame list")
-    for upper, lower, name in ((top, middle, "list of frame lists"), (middle, leaves, "frame list")):
-        _refuse_shared(upper, np.concatenate((middle, leaves)) if upper is top else lower, name)
-    return read_leaves(memory, leaves, max_pfn, word_bits)
+    _refuse_shared(top, np.concatenate((middle, leaves)), "list of frame lists")
+    _refuse_shared(middle, leaves, "frame list")
+    return np.unique(np.concatenate((top, middle[middle >= 0]))), leaves
 
 
 def frame_lists_reach(memory: PhysicalMemory, top_mfn: int, word_bits: WordBits) -> int:
@@ -125,6 +140,15 @@ def read_linear_list(memory: PhysicalMemory, cr3: int, vaddr: int, max_pfn: int,
     Raises:
         MapError: there is no such list: part of it is unmapped or not in memory, or place or size are absurd.
     """
+    return read_leaves(memory, linear_leaves(memory, cr3, vaddr, max_pfn, word_bits), max_pfn, word_bits)
+
+
+def linear_leaves(memory: PhysicalMemory, cr3: int, vaddr: int, max_pfn: int, word_bits: WordBits) -> Int64s:
+    """Find the frames of a guest's array at its virtual address.
+
+    Raises:
+        MapError: as ``read_linear_list``.
+    """
     check_size(max_pfn)
     first, pages = _place(vaddr, max_pfn, word_bits)
     walk = page_walk(memory, unfold_cr3(cr3, word_bits) * PAGE_SIZE, LEVEL_4 if word_bits == 64 else PAE)
@@ -138,7 +162,7 @@ def read_linear_list(memory: PhysicalMemory, cr3: int, vaddr: int, max_pfn: int,
             where = (vaddr & -PAGE_SIZE) + (at + int(lacking[0])) * PAGE_SIZE
             raise MapError(f"linear p2m list: page {where:#x} of {pages:,} from {vaddr:#x} on is {trace.fault}")
         leaves[at : at + len(found)] = found // PAGE_SIZE
-    return read_leaves(memory, leaves, max_pfn, word_bits)
+    return leaves
 
 
 def _place(vaddr: int, max_pfn: int, word_bits: WordBits) -> tuple[int, int]:

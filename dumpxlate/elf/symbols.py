@@ -1,0 +1,120 @@
+"""Addresses of symbols by name: from an ELF file that has a symbol table (vmlinux, xen-syms), or a System.map.
+
+Nothing but the names asked for is looked up, so the size of the kernel does not matter: a name is found in the string
+table, and the symbols that point there in the table of symbols. Strings share their ends in an ELF file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from dumpxlate.elf.container import ELF_MAGIC, read_elf
+from dumpxlate.elf.layout import Elf32_Sym, Elf64_Sym
+from dumpxlate.errors import CorruptDumpError, UnknownFormatError
+from dumpxlate.io.source import open_source
+from dumpxlate.structs import size_of, table
+
+if TYPE_CHECKING:
+    import os
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from dumpxlate.elf.container import Section
+    from dumpxlate.io.source import Source
+
+__all__ = ["Symbols", "read_symbols"]
+
+_SHN_UNDEF = 0
+_GLOBAL = 1
+_MAP_LINE = re.compile(rb"[0-9A-Fa-f]{8,16} [A-Za-z?] \S+")
+_PEEK = 4096
+
+
+class Symbols(Protocol):
+    """Where symbols are."""
+
+    def address(self, name: str) -> int | None:
+        """Give the virtual address of a symbol; None where there is none of that name, of several the global one."""
+        ...
+
+
+@dataclass(frozen=True)
+class _ElfSymbols:
+    """A symbol table and its names."""
+
+    rows: NDArray[Any]
+    names: bytes
+
+    def address(self, name: str) -> int | None:
+        """Give the virtual address of a symbol."""
+        ends = [found.start() for found in re.finditer(re.escape(name.encode()) + rb"\0", self.names)]
+        at = np.flatnonzero(np.isin(self.rows["st_name"], ends) & (self.rows["st_shndx"] != _SHN_UNDEF))
+        if not len(at):
+            return None
+        binding = self.rows["st_info"][at] >> 4
+        return int(self.rows["st_value"][at[np.argmax(binding == _GLOBAL)]])
+
+
+@dataclass(frozen=True)
+class _MapSymbols:
+    """The text of a System.map: address, type and name a line."""
+
+    text: bytes
+
+    def address(self, name: str) -> int | None:
+        """Give the virtual address of a symbol."""
+        line = re.compile(rb"^([0-9A-Fa-f]{8,16}) ([A-Za-z?]) " + re.escape(name.encode()) + rb"\r?$", re.MULTILINE)
+        found = line.findall(self.text)
+        best = next((row for row in found if row[1].isupper()), found[0] if found else None)
+        return int(best[0], 16) if best else None
+
+
+def read_symbols(path: str | os.PathLike[str]) -> Symbols:
+    """Read where symbols are.
+
+    Args:
+        path: a vmlinux or xen-syms with its symbol table, or a System.map.
+
+    Raises:
+        UnknownFormatError: it is neither.
+        CorruptDumpError: its headers contradict the file.
+        OSError: it cannot be read.
+    """
+    with open_source(path) as source:
+        if bytes(source.view(0, min(source.size, len(ELF_MAGIC)))) == ELF_MAGIC:
+            return _from_elf(source)
+        first = bytes(source.view(0, min(source.size, _PEEK))).split(b"\n", 1)[0].rstrip(b"\r")
+        if _MAP_LINE.fullmatch(first):
+            return _MapSymbols(bytes(source.view()))
+        raise UnknownFormatError("neither an ELF file with symbols nor a System.map", path=source.name)
+
+
+def _from_elf(source: Source) -> _ElfSymbols:
+    file = read_elf(source)
+    symbols, strings = file.section(".symtab"), file.section(".strtab")
+    if symbols is None or strings is None:
+        raise UnknownFormatError(
+            "an ELF file without a symbol table: a stripped one, expected vmlinux or xen-syms", path=source.name
+        )
+    cls = Elf64_Sym if file.bits == 64 else Elf32_Sym
+    count = _inside(source, symbols).size // size_of(cls)
+    names = _inside(source, strings)
+    body = source.view(symbols.offset, symbols.size)
+    return _ElfSymbols(table(cls, body, 0, count, file.endian).copy(), bytes(source.view(names.offset, names.size)))
+
+
+def _inside(source: Source, section: Section) -> Section:
+    """Check that a section is in the file."""
+    if section.offset + section.size > source.size:
+        raise CorruptDumpError(
+            f"{section.size:,} bytes, the file ends at {source.size:#x}",
+            path=source.name,
+            offset=section.offset,
+            what=section.name,
+        )
+    return section
