@@ -114,6 +114,12 @@ class PhysicalMemory:
         except (CorruptPageError, ValueError):
             return b""
         return bytes(page)
+    def holds(self, pfn: Int64s) -> Bools:
+        """Tell which pages have content, without reading them; frames that cannot be have none."""
+        # What a guest claims may be any number: only what is below the end of RAM is looked up.
+        held = (pfn >= 0) & (pfn < self._pages.ram.stop)
+        held[held] = _has_content(self._pages.locate(pfn[held]).state)
+        return held
 
     def read_pages(self, pfn: Int64s) -> UInt8s:
         """Read whole pages, in any order, shape (n, page size).

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dumpxlate.arch.xen_vcpu import WordBits
     from dumpxlate.arrays import Int64s
     from dumpxlate.memory import PhysicalMemory
+    from dumpxlate.paging.format import Paging
 
 __all__ = [
     "MAX_PFNS",
@@ -47,6 +48,7 @@ __all__ = [
     "read_frame_lists",
     "read_leaves",
     "read_linear_list",
+    "tables_of",
 ]
 
 MAX_PFNS = 1 << 30
@@ -65,6 +67,11 @@ _HYPERVISOR: dict[WordBits, tuple[int, int]] = {
 def entries_per_page(word_bits: WordBits) -> int:
     """Give how many entries of a list a page holds."""
     return PAGE_SIZE * 8 // word_bits
+
+
+def tables_of(word_bits: WordBits) -> Paging:
+    """Give the format of a PV guest's page tables; 32-bit guests have PAE, and nothing else since Xen 3.4."""
+    return LEVEL_4 if word_bits == 64 else PAE
 
 
 def read_frame_lists(memory: PhysicalMemory, top_mfn: int, max_pfn: int, word_bits: WordBits) -> P2M:
@@ -151,7 +158,7 @@ def linear_leaves(memory: PhysicalMemory, cr3: int, vaddr: int, max_pfn: int, wo
     """
     check_size(max_pfn)
     first, pages = _place(vaddr, max_pfn, word_bits)
-    walk = page_walk(memory, unfold_cr3(cr3, word_bits) * PAGE_SIZE, LEVEL_4 if word_bits == 64 else PAE)
+    walk = page_walk(memory, unfold_cr3(cr3, word_bits) * PAGE_SIZE, tables_of(word_bits))
     leaves = np.empty(pages, np.int64)
     for at in range(0, pages, _BATCH):
         address = first + np.arange(at, min(at + _BATCH, pages), dtype=np.int64) * PAGE_SIZE
