@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from dumpxlate.arch import Arch
     from dumpxlate.arrays import Int64s, UInt8s
     from dumpxlate.elf.notes import Note
+    from dumpxlate.elf.symbols import Symbols
     from dumpxlate.io.source import Source
     from dumpxlate.p2m.map import P2M
+    from dumpxlate.p2m.methods import FoundMap, Method
     from dumpxlate.pages import PageStore
     from dumpxlate.paging.virtual import VirtualMemory
     from dumpxlate.structs import Endian
@@ -94,6 +96,8 @@ class Dump:
         vmcoreinfo: the kernel's description of itself.
         p2m: the guest's map, where known.
         frames: the same pages keyed by mfn, where a map can still be applied to this dump.
+        saved_p2m: the map that a PV guest had when it was saved; nothing in its image needs it, since Xen wrote pfns
+            in the place of mfns.
         blocks: structures of the hypervisor as they are, by name ("xen_shared_info"); they pass to formats that have
             a place for them.
         attributes: what only this format has, for info to show.
@@ -113,6 +117,7 @@ class Dump:
     vmcoreinfo: VmCoreInfo | None = None
     p2m: P2M | None = None
     frames: PageStore | None = None
+    saved_p2m: P2M | None = None
     blocks: Mapping[str, bytes] = field(default_factory=dict)
     attributes: Mapping[str, int | str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -137,6 +142,20 @@ class Dump:
         if self.frames is None:
             raise ValueError(f"{self.name}: a {self.format} dump keyed by pfn takes no p2m map")
         return replace(self, pages=RemappedStore(self.frames, p2m), space=Space.PHYSICAL, p2m=p2m)
+
+    def find_p2m(self, method: Method | None = None, *, symbols: Symbols | None = None) -> FoundMap:
+        """Find the guest's map in the dump itself; ``dump.with_p2m(found.p2m)`` applies it.
+
+        Args:
+            method: the only one to try (dumpxlate.p2m.methods); None for all of them, until one leads to a map.
+            symbols: the guest's kernel's (dumpxlate.elf.symbols), for the method ``tree``.
+
+        Raises:
+            MapError: there is none to be found so; says of each method why not.
+        """
+        from dumpxlate.p2m.methods import find_map
+
+        return find_map(self, method, symbols=symbols)
 
     def read(self, address: int, length: int) -> bytes:
         """Read bytes at an address of the dump's space (guest physical, or machine).

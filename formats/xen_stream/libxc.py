@@ -48,6 +48,7 @@ class Libxc:
         remarks: oddities.
         damage: what is missing.
         end: offset behind the END record, -1 if there is none.
+        p2m_pages: first pfn and end of the p2m, and the offset of the pfns of its pages.
     """
 
     source: Source
@@ -61,6 +62,7 @@ class Libxc:
     remarks: list[str] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
     end: int = -1
+    p2m_pages: tuple[int, int, int] | None = None
 
     @property
     def paravirtual(self) -> bool:
@@ -173,7 +175,7 @@ def _pv_info(stream: Libxc, body: int, length: int) -> None:
 
 
 def _p2m_frames(stream: Libxc, body: int, length: int) -> None:
-    """Check the list of the p2m's own pages; what those hold is stale."""
+    """Check and keep the list of the p2m's own pages; what those hold is as it was when the guest was saved."""
     start, end = _PAIR.unpack(stream.source.view(body, 8)) if length >= 8 else (1, 0)
     entries = PAGE_SIZE * 8 // stream.bits
     wanted = end // entries - start // entries + 1
@@ -183,6 +185,7 @@ def _p2m_frames(stream: Libxc, body: int, length: int) -> None:
             offset=body - 8,
             what="X86_PV_P2M_FRAMES",
         )
+    stream.p2m_pages = (start, end + 1, body + 8)
 
 
 def _vcpu(stream: Libxc, body: int, length: int) -> None:

@@ -12,6 +12,7 @@ from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFe
 from dumpxlate.formats.xen_stream import layout
 from dumpxlate.formats.xen_stream.layout import LibxlHeader, RecordHeader, XlHeader
 from dumpxlate.formats.xen_stream.libxc import Libxc, read_libxc
+from dumpxlate.formats.xen_stream.saved_p2m import saved_p2m
 from dumpxlate.structs import parse, size_of
 from dumpxlate.xen import xen_machine
 
@@ -69,6 +70,7 @@ def open_xen_stream(source: Source) -> Dump:
         pages=pages,
         sources=(source,),
         cpus=cpus,
+        saved_p2m=saved_p2m(stream, pages),
         blocks=stream.blocks,
         attributes=_attributes(stream, layers),
         remarks=tuple(stream.remarks),
