@@ -150,6 +150,11 @@ class P2M:
             kinds.append(FrameRuns.from_pairs(at + first, frame[at]))
         return kinds[0], kinds[1], kinds[2]
 
+    def trimmed(self) -> P2M:
+        """Cut the entries behind the last one that says something."""
+        ends = [int(part.pfn[-1] + part.count[-1]) for part in (self.runs, self.foreign, self.identity) if part.total]
+        return P2M(self.runs, max(ends, default=0), foreign=self.foreign, identity=self.identity)
+
     def mfn(self, pfn: Int64s) -> Int64s:
         """Give the machine frame of each pfn, -1 where it has no page."""
         return self.runs.find(pfn)

@@ -28,7 +28,6 @@ from dumpxlate.errors import MapError
 from dumpxlate.memory import PhysicalMemory
 from dumpxlate.p2m.evidence import Evidence, confidence, from_frames, from_lists, from_tables
 from dumpxlate.p2m.lists import entries_per_page, frame_list_leaves, frame_lists_reach, read_leaves
-from dumpxlate.p2m.map import P2M
 from dumpxlate.p2m.tables import mappings
 from dumpxlate.pages import windows
 from dumpxlate.progress import Meter
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dumpxlate.arrays import Bools, Int64s
+    from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import PageStore
     from dumpxlate.progress import Progress
 
@@ -204,7 +204,7 @@ def _by_lists(memory: PhysicalMemory, shapes: _Shapes, word_bits: WordBits) -> I
         try:
             size = frame_lists_reach(memory, top, word_bits)
             lists, leaves = frame_list_leaves(memory, top, size, word_bits)
-            found = _trimmed(read_leaves(memory, leaves, size, word_bits))
+            found = read_leaves(memory, leaves, size, word_bits).trimmed()
         except MapError:
             continue
         pages = np.unique(np.concatenate((lists, leaves[: -(-found.size // entries_per_page(word_bits))])))
@@ -231,13 +231,7 @@ def _by_tables(
         row = row[inside[0] : inside[-1] + 1]
         try:
             size = len(row) * entries_per_page(word_bits)
-            found = _trimmed(read_leaves(memory, frame[row], size, word_bits))
+            found = read_leaves(memory, frame[row], size, word_bits).trimmed()
         except MapError:
             continue
         yield found, f"linear list at {int(page[row[0]]) * 4096 & (1 << word_bits) - 1:#x}", None
-
-
-def _trimmed(p2m: P2M) -> P2M:
-    """Cut the entries behind the last one that says something."""
-    ends = [int(part.pfn[-1] + part.count[-1]) for part in (p2m.runs, p2m.foreign, p2m.identity) if len(part.pfn)]
-    return P2M(p2m.runs, max(ends, default=0), foreign=p2m.foreign, identity=p2m.identity)

@@ -3,7 +3,7 @@
 ============================  ======================================================================================
 kernel                        variables
 ============================  ======================================================================================
-since 3.19                    ``xen_p2m_addr`` points to a flat array of ``xen_p2m_size`` entries
+since 3.19                    ``xen_p2m_addr`` points to a flat array
 2.6.37 to 3.18                ``p2m_top`` points to a page of pointers to pages of pointers to pages of the array
 2.6.32 to 2.6.36              ``p2m_top`` is an array of pointers to pages of the array
 Xen's own kernels (2.6.18)    ``phys_to_machine_mapping`` points to a flat array
@@ -65,7 +65,7 @@ def from_symbols(
             kernel = _Kernel(memory, _root(memory, roots, at, word_bits), symbols, word_bits)
             try:
                 leaves, size = read(kernel, at)
-                return read_leaves(memory, leaves, size, word_bits), f"{name} at {at:#x}"
+                return read_leaves(memory, leaves, size, word_bits).trimmed(), f"{name} at {at:#x}"
             except (MapError, TranslationError, PageUnavailableError) as error:
                 raise MapError(f"{name} at {at:#x} leads to no p2m, are these this kernel's symbols? {error}") from None
     raise MapError(f"the symbols have none of {', '.join(_WAYS)}: not those of a kernel that runs as a PV guest")
@@ -144,8 +144,11 @@ def _no_size(sizes: list[int]) -> int:
 
 def _by_address(kernel: _Kernel, at: int) -> tuple[Int64s, int]:
     """Follow a pointer to the flat array of Linux since 3.19."""
-    told = kernel.symbols.address("xen_p2m_size")
-    size = kernel.word(told) if told is not None else kernel.size()
+    last, reserved = (kernel.symbols.address(name) for name in ("xen_p2m_last_pfn", "xen_p2m_size"))
+    # The array is made for as much memory as may ever be plugged in; 512 GiB, as distributions configure it.
+    size = kernel.word(reserved) if reserved is not None else kernel.size()
+    if last is not None:
+        size = min(size, kernel.word(last) + 1)
     return _flat(kernel, kernel.word(at), size), size
 
 
