@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from dumpxlate.p2m.map import P2M
     from dumpxlate.pageset import PageSet
 
-__all__ = ["Evidence", "confidence", "from_frames", "from_lists", "from_tables"]
+__all__ = ["BOUND", "LINEAR", "Evidence", "confidence", "from_frames", "from_lists", "from_tables"]
+
+BOUND = 0.95
+"""Confidence that a map must have where nobody tells that it is one: of a stopped guest's own it is 1 or nearly so."""
+
+LINEAR = "linear map"
+"""Name of the evidence of a kernel that maps its memory linearly."""
 
 _ALIGNED = 18
 """Kernels begin the linear map of their memory at a multiple of 1 GiB, 2**18 pages."""
@@ -95,7 +101,7 @@ def from_tables(p2m: P2M, memory: PhysicalMemory, roots: Sequence[int], word_bit
         if agree >= _MIN_LINEAR:
             address = base * 4096 & (1 << word_bits) - 1
             says = f"pages that the kernel maps linearly from {address:#x} on are where the map has them"
-            found.append(Evidence("linear map", says, agree, total))
+            found.append(Evidence(LINEAR, says, agree, total))
     return found
 
 

@@ -254,11 +254,18 @@ def _tree_applies(task: _Task) -> tuple[bool, str]:
 
 
 def _tree(task: _Task) -> FoundMap:
+    from dumpxlate.p2m.evidence import BOUND, LINEAR, from_frames, from_tables
     from dumpxlate.p2m.tree import from_symbols
 
     assert task.symbols is not None
-    p2m, how = from_symbols(task.memory, page_tables(task.dump), task.symbols, task.dump.machine.word_bits)
-    return FoundMap(p2m, "tree", how)
+    roots, bits = page_tables(task.dump), task.dump.machine.word_bits
+    p2m, how = from_symbols(task.memory, roots, task.symbols, bits)
+    # Another kernel's symbols may lead to the right pages in the wrong place: the linear map tells.
+    evidence = from_frames(p2m, task.frames.ram) + from_tables(p2m, task.memory, roots, bits)
+    linear = next((each for each in evidence if each.name == LINEAR), None)
+    if linear is None or linear.share < BOUND:
+        raise MapError(f"{how}: the kernel maps its memory otherwise, are these its symbols? {linear or ''}".rstrip())
+    return FoundMap(p2m, "tree", how, tuple(evidence))
 
 
 def _search_applies(task: _Task) -> tuple[bool, str]:

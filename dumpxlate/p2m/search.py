@@ -26,7 +26,7 @@ from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.errors import MapError
 from dumpxlate.memory import PhysicalMemory
-from dumpxlate.p2m.evidence import Evidence, confidence, from_frames, from_lists, from_tables
+from dumpxlate.p2m.evidence import BOUND, LINEAR, Evidence, confidence, from_frames, from_lists, from_tables
 from dumpxlate.p2m.lists import entries_per_page, frame_list_leaves, frame_lists_reach, read_leaves
 from dumpxlate.p2m.tables import mappings
 from dumpxlate.pages import windows
@@ -40,10 +40,7 @@ if TYPE_CHECKING:
     from dumpxlate.pages import PageStore
     from dumpxlate.progress import Progress
 
-__all__ = ["BOUND", "Candidate", "search"]
-
-BOUND = 0.95
-"""Confidence that a map must have: of the right one, of a guest that was stopped, it is 1 or nearly so."""
+__all__ = ["Candidate", "search"]
 
 _MOST = 64
 """Candidates of a kind that are weighed; a guest that has more of them makes them up."""
@@ -188,7 +185,7 @@ def _candidates(
         if confidence(evidence) >= BOUND:
             told = from_tables(found, memory, roots, word_bits)
             # Pages in a row say nothing of where the row begins; frame lists do.
-            if lists is not None or any(each.name == "linear map" for each in told):
+            if lists is not None or any(each.name == LINEAR for each in told):
                 own = [from_lists(found, lists)] if lists is not None else []
                 yield Candidate(found, how, (*evidence, *own, *told), word_bits)
         else:
