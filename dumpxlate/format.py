@@ -315,6 +315,6 @@ def require_physical(dump: Dump, format: str) -> None:
     if dump.space is not Space.PHYSICAL:
         raise MapError(
             f"{dump.name}: this {dump.format} dump of a paravirtual guest is keyed by machine frames (mfn), and "
-            f"{format} by the guest's own (pfn): give the guest's map with --p2m MAP; on the host, "
-            "xen-mfndump dump-p2m DOMID prints it while the guest exists"
+            f"{format} by the guest's own (pfn): find the guest's map in the dump (--p2m dump; find_p2m in Python), or "
+            "give it with --p2m MAP; on the host, xen-mfndump dump-p2m DOMID prints it while the guest exists"
         )

@@ -124,7 +124,7 @@ def convert(
         return
     with inputs.open(sources) as dump, show_progress(progress) as callback:
         done = convert_set(
-            _supplied(dump, vmcoreinfo, conduct.threads, callback),
+            _supplied(_mapped(dump, inputs, conduct, callback), vmcoreinfo, conduct.threads, callback),
             output(out),
             to or format_for(out),
             content.options(),
@@ -151,6 +151,23 @@ def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]
             raise OutputError("exists (use --force to replace it)", path=str(path))
     words = without(sys.argv[1:], "--dask", "--report", "--progress")
     return convert_on(address, words, conduct.split, lambda done, parts: say(f"{done} of {parts} parts written"))
+
+
+def _mapped(dump: Dump, inputs: Input, conduct: Conduct, progress: Callable[[Progress], None] | None) -> Dump:
+    """Give a dump that is keyed by machine frames the map that is found in it, unless the user gave one.
+
+    Raises:
+        MapError: there is none to be found.
+    """
+    from dumpxlate.cli.find_p2m import with_found_map
+    from dumpxlate.dump import Space
+
+    refused = bool(dump.damage) and not conduct.salvage
+    if dump.space is not Space.MACHINE or dump.frames is None or refused:
+        return dump
+    return with_found_map(
+        dump, "dump", inputs.symbols, allow_misfit=conduct.allow_loss, progress=progress, threads=conduct.threads
+    )
 
 
 def _supplied(

@@ -76,7 +76,10 @@ def _physical_reader(dump: Dump) -> Reader:
     from dumpxlate.dump import Space
 
     if dump.space is not Space.PHYSICAL:
-        raise ValueError(f"{dump.name}: keyed by machine frame: give the guest's map with --p2m, or --machine")
+        raise ValueError(
+            f"{dump.name}: keyed by machine frame: give the guest's map with --p2m MAP, find it in the dump with "
+            "--p2m dump, or read by --machine address"
+        )
     return dump.read
 
 

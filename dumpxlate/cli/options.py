@@ -110,8 +110,17 @@ class Input(Group):
     format: Annotated[str | None, typer.Option("--from", "-f", help="Format of the input; found out if not given.")] = (
         None
     )
-    p2m: Annotated[Path | None, typer.Option("--p2m", help="The guest's p2m map, for dumps keyed by mfn.")] = None
+    p2m: Annotated[
+        str | None,
+        typer.Option(
+            "--p2m", metavar="MAP|dump[:METHOD]", help="The guest's p2m map: a file, or what is found in the dump."
+        ),
+    ] = None
     p2m_format: MapKind = None
+    symbols: Annotated[
+        Path | None,
+        typer.Option("--symbols", metavar="FILE", help="The guest's vmlinux or System.map, to find its p2m by."),
+    ] = None
     missing: Annotated[
         MissingName, typer.Option("--missing", help="What memory is that the file has no bytes for.")
     ] = MissingName.EXCLUDED
@@ -133,19 +142,24 @@ class Input(Group):
         """Open the dump that a user named: files of one set, or raw pieces as FILE@ADDRESS; - is stdin.
 
         Raises:
-            ValueError: some pieces have an address, and others do not.
+            ValueError: some pieces have an address, and others do not; or there is no such method to find a map by.
+            MapError: the dump has no map to be found so.
         """
         import dumpxlate
+        from dumpxlate.cli.find_p2m import method_of, names_dump, with_found_map
         from dumpxlate.format import OpenOptions
 
         pieces = [_piece(str(name)) for name in names]
         addresses = tuple(address for _, address in pieces if address is not None)
         if addresses and len(addresses) != len(pieces):
             raise ValueError("give an address for every piece of memory, or for none: FILE@ADDRESS")
-        return dumpxlate.open(
+        within = self.p2m if names_dump(self.p2m) else None
+        if within:
+            method_of(within.partition(":")[2])
+        dump = dumpxlate.open(
             *(path for path, _ in pieces),
             format=self.format or ("raw" if addresses else None),
-            p2m=self.p2m,
+            p2m=None if within else self.p2m,
             p2m_format=self.p2m_format.value if self.p2m_format else None,
             options=OpenOptions(
                 addresses=addresses,
@@ -155,6 +169,11 @@ class Input(Group):
                 snapshot=self.snapshot,
             ),
         )
+        try:
+            return with_found_map(dump, within, self.symbols) if within else dump
+        except BaseException:
+            dump.close()
+            raise
 
 
 def _piece(name: str) -> tuple[str, int | None]:

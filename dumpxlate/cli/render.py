@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-__all__ = ["console", "facts", "listing", "show_dump", "show_formats", "show_json", "show_p2m", "summary"]
+__all__ = [
+    "console",
+    "facts",
+    "listing",
+    "show_dump",
+    "show_formats",
+    "show_json",
+    "show_map_check",
+    "show_p2m",
+    "summary",
+]
 
 _RUNS_SHOWN = 16
 
@@ -76,6 +86,9 @@ def show_dump(info: dict[str, Any]) -> None:
         out.print(listing("\nNotes", ("name", "type", "bytes"), notes))
     if info["p2m"]:
         out.print(_p2m("\np2m map", info["p2m"]))
+    if info["p2m_methods"]:
+        ways = [(each["method"], "yes" if each["applies"] else "no", each["why"]) for each in info["p2m_methods"]]
+        out.print(listing("\nWays to the p2m map", ("method", "can try", "what it starts from, or lacks"), ways))
     if info["attributes"]:
         out.print(facts("\nHeader", [(name, str(value)) for name, value in info["attributes"].items()]))
     for title, key in (("Remarks", "remarks"), ("Damage", "damage"), ("Next", "next")):
@@ -145,6 +158,20 @@ def _p2m(title: str, info: dict[str, Any]) -> Table:
 def show_p2m(name: str, info: dict[str, Any]) -> None:
     """Print what ``describe_p2m`` says."""
     console().print(_p2m(name, info))
+
+
+def show_map_check(checked: dict[str, Any]) -> None:
+    """Print what ``describe_map_check`` says."""
+    verdict = "makes sense" if checked["makes_sense"] else "does NOT make sense"
+    rows = [
+        (each["name"], f"{each['share']:.1%}", f"{each['agree']:,} of {each['total']:,}", each["says"])
+        for each in checked["evidence"]
+    ]
+    out = console()
+    title = f"{checked['map']} {verdict} on {checked['file']}: {checked['confidence']:.1%}"
+    out.print(listing(title, ("what", "agrees", "", ""), rows))
+    for remark in checked["remarks"]:
+        out.print(Text(f"  not asked: {remark}"))
 
 
 def show_formats(described: dict[str, Any]) -> None:

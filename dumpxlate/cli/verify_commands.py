@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +30,9 @@ def compare(
     first: Annotated[int, typer.Option("--first", min=0, metavar="N", help="List the first N differences.")] = 10,
     as_json: AsJson = False,
     format_b: Annotated[str | None, typer.Option("--from-b", help="Format of B.")] = None,
-    p2m_b: Annotated[Path | None, typer.Option("--p2m-b", help="The guest's p2m map, for B.")] = None,
+    p2m_b: Annotated[
+        str | None, typer.Option("--p2m-b", metavar="MAP|dump[:METHOD]", help="The guest's p2m map, for B.")
+    ] = None,
     threads: Threads = None,
     progress: ShowProgress = ProgressStyle.AUTO,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumpxlate.dump import Space
 from dumpxlate.p2m.map import DeferredP2M
+from dumpxlate.p2m.methods import ways
 from dumpxlate.registry import all_formats, all_wrappers, reads
 from dumpxlate.stores import DeferredStore, RemappedStore
 
@@ -64,6 +65,7 @@ def describe_dump(dump: Dump) -> dict[str, Any]:
         ],
         "vmcoreinfo": _vmcoreinfo(dump),
         "p2m": describe_p2m(dump.p2m) if dump.p2m and not _is_too_long(dump.p2m) else None,
+        "p2m_methods": _methods(dump),
         "fit": _fit(dump.pages.fit()) if isinstance(dump.pages, RemappedStore) else None,
         "blocks": [{"name": printable(name), "bytes": len(block)} for name, block in dump.blocks.items()],
         "attributes": {
@@ -115,6 +117,13 @@ def _vmcoreinfo(dump: Dump) -> dict[str, Any] | None:
     return {printable(key): printable(value) for key, value in dump.vmcoreinfo.lines.items()}
 
 
+def _methods(dump: Dump) -> list[dict[str, Any]]:
+    """Say by which methods a Xen guest's map can be found in its dump; nothing is searched for that."""
+    if not (dump.machine.paravirtual or dump.saved_p2m or dump.format.startswith("xen")):
+        return []
+    return [{"method": way.method, "applies": way.applies, "why": printable(way.why)} for way in ways(dump)]
+
+
 def _fit(fit: MapFit) -> dict[str, Any]:
     return {
         "mapped": fit.mapped,
@@ -132,10 +141,11 @@ def _next_steps(dump: Dump) -> list[str]:
     steps = []
     if dump.space is Space.MACHINE:
         steps.append(
-            "the pages are keyed by machine frames (mfn): the guest's p2m map is needed to translate them; on the "
-            "host, xen-mfndump dump-p2m DOMID prints it while the guest exists"
+            "the pages are keyed by machine frames (mfn): the guest's p2m map is needed to translate them. It is found "
+            "in the dump, or given with --p2m MAP; on the host, xen-mfndump dump-p2m DOMID prints it while the guest "
+            "exists"
         )
-        steps.append(f"dumpxlate convert {name} --p2m MAP -o vmcore")
+        steps.append(f"dumpxlate convert {name} -o vmcore")
     elif dump.format != "elf":
         steps.append(f"dumpxlate convert {name} -o vmcore")
     if dump.damage:

@@ -36,7 +36,7 @@ _ALIGNED = 18
 """Kernels begin the linear map of their memory at a multiple of 1 GiB, 2**18 pages."""
 
 _MIN_LINEAR = 64
-"""Pages that the linear map must have to say anything."""
+"""Pages that tables must map, and linearly, to say anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +90,21 @@ def from_tables(p2m: P2M, memory: PhysicalMemory, roots: Sequence[int], word_bit
     """Compare a map with a guest's page tables.
 
     Every kernel maps its memory linearly too: page after page, from an address that is a multiple of 1 GiB on. So the
-    tables say of many pages which frame they are.
+    tables say of many pages which frame they are. Under a map that is shifted, or in disorder, they do not.
+
+    Returns:
+        What the tables say, and what the linear map does; nothing where no tables are in memory.
     """
     base, resolved, mapped = _linear_base(p2m, memory, roots, word_bits)
-    found = []
-    if mapped:
-        found.append(Evidence("page tables", "entries for the guest's own pages lead into the map", resolved, mapped))
-    if base is not None:
-        agree, total = _compare_linear(p2m, memory, roots, word_bits, base)
-        if agree >= _MIN_LINEAR:
-            address = base * 4096 & (1 << word_bits) - 1
-            says = f"pages that the kernel maps linearly from {address:#x} on are where the map has them"
-            found.append(Evidence(LINEAR, says, agree, total))
-    return found
+    if mapped < _MIN_LINEAR:
+        return []
+    found = Evidence("page tables", "entries for the guest's own pages lead into the map", resolved, mapped)
+    agree, total = (0, mapped) if base is None else _compare_linear(p2m, memory, roots, word_bits, base)
+    if base is None or agree < _MIN_LINEAR:
+        return [found, Evidence(LINEAR, "pages are mapped linearly from any multiple of 1 GiB on", 0, mapped)]
+    address = base * 4096 & (1 << word_bits) - 1
+    says = f"pages that the kernel maps linearly from {address:#x} on are where the map has them"
+    return [found, Evidence(LINEAR, says, agree, total)]
 
 
 def _linear_base(

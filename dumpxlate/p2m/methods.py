@@ -151,7 +151,7 @@ def find_map(
             except MapError as error:
                 why = str(error)
         tried.append(f"{name}: {why.removeprefix(f'{name}: ')}")
-    raise MapError(f"{dump.name}: no p2m map found: {'; '.join(tried)}")
+    raise MapError(f"{dump.name}: no p2m map found in it: {'; '.join(tried)}: give one with --p2m MAP")
 
 
 def _checked(task: _Task, found: FoundMap, *, allow_misfit: bool) -> FoundMap:

@@ -112,6 +112,8 @@ def search(
     Raises:
         MapError: there is none, or none that is sure enough.
     """
+    if not store.stored.count:
+        raise MapError("search: the dump has no page with content")
     memory = PhysicalMemory(store)
     threads = default_threads() if threads is None else threads
     best: Candidate | None = None
@@ -157,11 +159,11 @@ def _shapes(store: PageStore, window: tuple[int, int], word_bits: WordBits) -> _
     body = np.frombuffer(batch.body, np.uint8, len(rows) * size, at) if len(rows) else np.empty(0, np.uint8)
     words = body.view(f"<u{word_bits // 8}").reshape(len(rows), -1)
     first = words[:, 0].astype(np.int64)
-    begins = store.stored.contains(first)
+    begins = store.ram.contains(first)
     # Few pages get past their first word, so that the others cost little.
     some = np.flatnonzero(begins | _is_flagged(first, word_bits))
     sampled = words[some][:, _COLUMNS].astype(np.int64)
-    frames = store.stored.contains(sampled.reshape(-1)).reshape(sampled.shape)
+    frames = store.ram.contains(sampled.reshape(-1)).reshape(sampled.shape)
     like: Bools = np.all(frames | _is_flagged(sampled, word_bits), axis=1)
     roots: Bools = np.zeros(len(rows), bool)
     if word_bits == 64:
@@ -181,13 +183,15 @@ def _candidates(
 ) -> Iterator[Candidate]:
     """Read and weigh what may be a p2m; what does not know the dump's pages is dropped at once."""
     for found, how, lists in (*_by_lists(memory, shapes, word_bits), *_by_tables(memory, shapes, roots, word_bits)):
-        evidence = from_frames(found, store.stored)
+        evidence = from_frames(found, store.ram)
         if confidence(evidence) >= BOUND:
             told = from_tables(found, memory, roots, word_bits)
-            # Pages in a row say nothing of where the row begins; frame lists do.
-            if lists is not None or any(each.name == LINEAR for each in told):
-                own = [from_lists(found, lists)] if lists is not None else []
-                yield Candidate(found, how, (*evidence, *own, *told), word_bits)
+            # Pages in a row say nothing of where the row begins; frame lists do, also of kernels without a linear map.
+            if lists is not None:
+                told = [each for each in told if each.name != LINEAR or each.agree]
+                yield Candidate(found, how, (*evidence, from_lists(found, lists), *told), word_bits)
+            elif any(each.name == LINEAR and each.agree for each in told):
+                yield Candidate(found, how, (*evidence, *told), word_bits)
         else:
             yield Candidate(found, how, tuple(evidence), word_bits)
 
