@@ -113,6 +113,7 @@ def test_json_fits_its_schema(cli: Cli, checkout: Path) -> None:
             valid("progress-1", line)
     valid("info-1", cli("info", "--json", "out", cwd=checkout).stdout)
     valid("p2m-1", cli("p2m", "show", "--json", p2m, cwd=checkout).stdout)
+    valid("p2m-check-1", cli("p2m", "check", "--json", dump, p2m, cwd=checkout).stdout)
     valid("formats-1", cli("formats", "--json").stdout)
 
 
