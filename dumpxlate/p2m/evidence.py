@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dumpxlate.p2m.map import P2M
     from dumpxlate.pageset import PageSet
 
-__all__ = ["BOUND", "LINEAR", "Evidence", "confidence", "from_frames", "from_lists", "from_tables"]
+__all__ = ["BOUND", "LINEAR", "SAMPLE", "Evidence", "confidence", "from_frames", "from_lists", "from_tables"]
 
 BOUND = 0.95
 """Confidence that a map must have where nobody tells that it is one: of a stopped guest's own it is 1 or nearly so."""
@@ -34,6 +34,9 @@ LINEAR = "linear map"
 
 _ALIGNED = 18
 """Kernels begin the linear map of their memory at a multiple of 1 GiB, 2**18 pages."""
+
+SAMPLE = 4096
+"""Tables that are asked: of a guest of up to 8 GiB all of them, which map its pages one by one."""
 
 _MIN_LINEAR = 64
 """Pages that tables must map, and linearly, to say anything."""
@@ -86,20 +89,33 @@ def from_lists(p2m: P2M, frames: Int64s) -> Evidence:
     return Evidence("lists", "pages of the guest's lists are in the map themselves", known, len(frames))
 
 
-def from_tables(p2m: P2M, memory: PhysicalMemory, roots: Sequence[int], word_bits: WordBits) -> list[Evidence]:
+def from_tables(
+    p2m: P2M, memory: PhysicalMemory, roots: Sequence[int], word_bits: WordBits, *, most: int | None = SAMPLE
+) -> list[Evidence]:
     """Compare a map with a guest's page tables.
 
     Every kernel maps its memory linearly too: page after page, from an address that is a multiple of 1 GiB on. So the
     tables say of many pages which frame they are. Under a map that is shifted, or in disorder, they do not.
 
+    Args:
+        p2m: the map.
+        memory: machine memory.
+        roots: machine addresses of first tables.
+        word_bits: width of the guest.
+        most: tables that are asked, so that it takes no longer for a larger guest; None for all of them.
+
     Returns:
         What the tables say, and what the linear map does; nothing where no tables are in memory.
     """
-    base, resolved, mapped = _linear_base(p2m, memory, roots, word_bits)
+    base, resolved, mapped = _linear_base(p2m, memory, mappings(memory, roots, word_bits, most=most))
     if mapped < _MIN_LINEAR:
         return []
     found = Evidence("page tables", "entries for the guest's own pages lead into the map", resolved, mapped)
-    agree, total = (0, mapped) if base is None else _compare_linear(p2m, memory, roots, word_bits, base)
+    agree, total = (
+        (0, mapped)
+        if base is None
+        else _compare_linear(p2m, memory, mappings(memory, roots, word_bits, most=most), base)
+    )
     if base is None or agree < _MIN_LINEAR:
         return [found, Evidence(LINEAR, "pages are mapped linearly from any multiple of 1 GiB on", 0, mapped)]
     address = base * 4096 & (1 << word_bits) - 1
@@ -108,12 +124,12 @@ def from_tables(p2m: P2M, memory: PhysicalMemory, roots: Sequence[int], word_bit
 
 
 def _linear_base(
-    p2m: P2M, memory: PhysicalMemory, roots: Sequence[int], word_bits: WordBits
+    p2m: P2M, memory: PhysicalMemory, mapped_pages: Iterable[tuple[Int64s, Int64s]]
 ) -> tuple[int | None, int, int]:
     """Find the virtual page from which most pages are mapped linearly; count entries that the map resolves."""
     bases: Counter[int] = Counter()
     resolved = mapped = 0
-    for page, frame in mappings(memory, roots, word_bits):
+    for page, frame in mapped_pages:
         held = memory.holds(frame)
         pfn = p2m.pfn(frame[held])
         mapped += len(pfn)
@@ -126,11 +142,11 @@ def _linear_base(
 
 
 def _compare_linear(
-    p2m: P2M, memory: PhysicalMemory, roots: Sequence[int], word_bits: WordBits, base: int
+    p2m: P2M, memory: PhysicalMemory, mapped_pages: Iterable[tuple[Int64s, Int64s]], base: int
 ) -> tuple[int, int]:
     """Count the pages in the linear map that are where a map has them, of all that are the guest's own."""
     agree = total = 0
-    for page, frame in mappings(memory, roots, word_bits):
+    for page, frame in mapped_pages:
         inside = (page >= base) & (page < base + p2m.size)
         page, frame = page[inside], frame[inside]
         held = memory.holds(frame)

@@ -32,13 +32,16 @@ _XEN_START_32 = 0xF5800
 """First virtual page that is Xen's in a 32-bit guest (HYPERVISOR_VIRT_START_PAE)."""
 
 
-def mappings(memory: PhysicalMemory, roots: Sequence[int], word_bits: WordBits) -> Iterator[tuple[Int64s, Int64s]]:
+def mappings(
+    memory: PhysicalMemory, roots: Sequence[int], word_bits: WordBits, *, most: int | None = None
+) -> Iterator[tuple[Int64s, Int64s]]:
     """List the pages of 4 KiB that page tables map.
 
     Args:
         memory: machine memory.
         roots: machine addresses of first tables.
         word_bits: width of the guest.
+        most: tables of the last level that are read, spread over all there are; None for all of them.
 
     Yields:
         Virtual page numbers (addresses as signed words, divided by 4096) and machine frames, int64, ascending by page
@@ -48,6 +51,9 @@ def mappings(memory: PhysicalMemory, roots: Sequence[int], word_bits: WordBits) 
     page, table = np.zeros(len(roots), np.int64), np.array(roots, np.int64) // 4096
     for level in upper:
         page, table = _below(memory, level, page, table, word_bits)
+    if most is not None:
+        step = max(-(-len(table) // most), 1)
+        page, table = page[::step], table[::step]
     for first in range(0, len(table), _BATCH):
         part = slice(first, first + _BATCH)
         yield _entries(memory, last, page[part], table[part], word_bits)

@@ -79,7 +79,7 @@ def check_map(
         return _check_saved(dump, p2m)
     memory, roots, bits = PhysicalMemory(dump.frames), page_tables(dump), dump.machine.word_bits
     evidence, remarks = from_frames(p2m, dump.frames.ram), []
-    told = from_tables(p2m, memory, roots, bits)
+    told = from_tables(p2m, memory, roots, bits, most=None)
     if not told:
         remarks.append("page tables: none of a vcpu are in the dump")
     listed, remark = _from_shared_info(dump, p2m)
