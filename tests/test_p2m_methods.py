@@ -16,7 +16,7 @@ from dumpxlate.p2m.files import read_map
 from dumpxlate.p2m.map import P2M
 from dumpxlate.p2m.methods import METHODS, find_map, ways
 from tests.builders import p2m as builder
-from tests.builders import p2m_tree, xen_core, xendump
+from tests.builders import large_pv, p2m_tree, xen_core, xendump
 from tests.builders.guest import small_guest
 from tests.builders.symbols import elf_symbols, system_map
 
@@ -282,6 +282,20 @@ class TestCommands:
         done = cli("convert", "old", "--salvage", "--allow-loss", "-o", "vmcore")
         assert done.returncode == 4, done.stderr
         assert "by search: frame lists" in done.stderr
+
+
+def test_large_guest_in_a_sparse_file(tmp_path: Path) -> None:
+    """Several batches of lists and tables, of a guest whose memory is scattered over the machine's."""
+    mfn = large_pv.write_large_core(tmp_path / "core", 10, scattered=0.1)
+    (tmp_path / "System.map").write_bytes(
+        system_map({"xen_p2m_addr": large_pv.POINTER, "xen_p2m_size": large_pv.POINTER + 8})
+    )
+    symbols = read_symbols(tmp_path / "System.map")
+    with dumpxlate.open(tmp_path / "core") as dump:
+        for method in ("sections", "shared-info", "tree"):
+            found = find_map(dump, method, symbols=symbols).p2m
+            assert (found.entries(0, found.size).astype(np.int64) == mfn).all(), method
+            assert found.size == len(mfn)
 
 
 class TestMisfit:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.p2m.tables import mappings
-from dumpxlate.pageset import difference, intersection
+from dumpxlate.pageset import EMPTY, PageRuns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from dumpxlate.p2m.map import P2M
     from dumpxlate.pageset import PageSet
 
-__all__ = ["BOUND", "LINEAR", "SAMPLE", "Evidence", "confidence", "from_frames", "from_lists", "from_tables"]
+__all__ = [
+    "BOUND",
+    "LINEAR",
+    "SAMPLE",
+    "Evidence",
+    "confidence",
+    "from_frames",
+    "from_lists",
+    "from_tables",
+    "known_frames",
+]
 
 BOUND = 0.95
 """Confidence that a map must have where nobody tells that it is one: of a stopped guest's own it is 1 or nearly so."""
@@ -72,13 +82,28 @@ def confidence(evidence: Iterable[Evidence]) -> float:
     return min((each.share for each in evidence), default=0.0)
 
 
+def known_frames(p2m: P2M, held: PageSet) -> tuple[PageRuns, int]:
+    """Compare the frames of a map with those of a guest, piece by piece.
+
+    Returns:
+        The pfns whose frame is none of the guest's, and how many frames of the guest some pfn has.
+    """
+    seen = np.zeros(held.count, bool)
+    strangers = [EMPTY.runs()]
+    for pfn, mfn in p2m.chunks():
+        own = held.contains(mfn)
+        seen[held.rank(mfn[own])] = True
+        strangers.append(PageRuns.from_pfns(pfn[~own]).runs())
+    start, count = (np.concatenate(part) for part in zip(*strangers, strict=True))
+    return PageRuns.from_runs(start, count), int(np.count_nonzero(seen))
+
+
 def from_frames(p2m: P2M, held: PageSet) -> list[Evidence]:
     """Compare the frames of a map with those of a guest."""
-    known = intersection(p2m.frames(), held).count
-    strangers = p2m.preimage(difference(p2m.frames(), held)).count
+    strangers, known = known_frames(p2m, held)
     pages = p2m.runs.total
     return [
-        Evidence("pages", "pages of the map are in the dump", pages - strangers, pages),
+        Evidence("pages", "pages of the map are in the dump", pages - strangers.count, pages),
         Evidence("frames", "pages of the dump are in the map", known, held.count),
     ]
 

@@ -162,9 +162,11 @@ def _checked(task: _Task, found: FoundMap, *, allow_misfit: bool) -> FoundMap:
     """
     if found.method == "sections":
         return found
+    from dumpxlate.p2m.evidence import known_frames
+
     p2m, held = found.p2m, task.frames.ram
-    strangers = p2m.preimage(difference(p2m.frames(), held))
-    unmapped = difference(held, p2m.frames()).count
+    strangers, known = known_frames(p2m, held)
+    unmapped = held.count - known
     pages = p2m.runs.total
     fits = strangers.count <= MISS_LIMIT * pages and unmapped <= MISS_LIMIT * held.count
     if not fits and not allow_misfit:
