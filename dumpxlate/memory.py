@@ -114,6 +114,7 @@ class PhysicalMemory:
         except (CorruptPageError, ValueError):
             return b""
         return bytes(page)
+
     def holds(self, pfn: Int64s) -> Bools:
         """Tell which pages have content, without reading them; frames that cannot be have none."""
         # What a guest claims may be any number: only what is below the end of RAM is looked up.

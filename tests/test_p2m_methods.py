@@ -15,8 +15,8 @@ from dumpxlate.errors import MapError
 from dumpxlate.p2m.files import read_map
 from dumpxlate.p2m.map import P2M
 from dumpxlate.p2m.methods import METHODS, find_map, ways
-from tests.builders import p2m as builder
 from tests.builders import large_pv, p2m_tree, xen_core, xendump
+from tests.builders import p2m as builder
 from tests.builders.guest import small_guest
 from tests.builders.symbols import elf_symbols, system_map
 
