@@ -211,7 +211,7 @@ def read_leaves(memory: PhysicalMemory, leaves: Int64s, max_pfn: int, word_bits:
         MapError: a page is not in memory, or stands for several ranges although it names memory; or none names any.
     """
     width: Literal[4, 8] = 8 if word_bits == 64 else 4
-    _refuse_repeated(memory, leaves, word_bits)
+    leaves = _without_blank(memory, leaves, word_bits)
     found = P2M.from_pieces(_pieces(memory, leaves, max_pfn, word_bits), width, max_pfn)
     if not found.runs.total:
         raise MapError(f"p2m list: {max_pfn:,} entries, and none of them names memory")
@@ -275,10 +275,15 @@ def _refuse_shared(upper: Int64s, lower: Int64s, what: str) -> None:
         raise MapError(f"{what}: machine frame {int(both[0]):#x} is on two of its levels: circular")
 
 
-def _refuse_repeated(memory: PhysicalMemory, leaves: Int64s, word_bits: WordBits) -> None:
-    """Refuse a page that stands for several ranges of pfns, unless it holds no memory: no two ranges share theirs."""
+def _without_blank(memory: PhysicalMemory, leaves: Int64s, word_bits: WordBits) -> Int64s:
+    """Drop pages that stand for several ranges and say nothing of them; refuse those that hold memory.
+
+    No two ranges of pfns share their memory. Linux fills its lists up to 512 GiB with a page that is all ones, so
+    dropping it bounds what is read by what there is.
+    """
     frame, count = np.unique(leaves[leaves >= 0], return_counts=True)
     repeated = frame[count > 1]
+    blank = np.zeros(len(repeated), bool)
     for at in range(0, len(repeated), _BATCH):
         words = _words(memory, repeated[at : at + _BATCH], word_bits, "p2m list")
         # The two highest bits mark what is no memory of the guest; all ones, which is nothing, has them too.
@@ -289,3 +294,5 @@ def _refuse_repeated(memory: PhysicalMemory, leaves: Int64s, word_bits: WordBits
                 f"p2m list: the page at machine frame {torn:#x} stands for several ranges of pfns and names memory: "
                 "torn or circular"
             )
+        blank[at : at + len(words)] = ((words == 0) | (words == (1 << word_bits) - 1)).all(axis=1)
+    return np.where(np.isin(leaves, repeated[blank]), -1, leaves)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from dumpxlate.dump import Space
-from dumpxlate.errors import MapError
+from dumpxlate.errors import MapError, PageUnavailableError
 from dumpxlate.p2m.map import P2M, FrameRuns
 from dumpxlate.p2m.shared_info import from_shared_info, parse_shared_info
 from dumpxlate.pages import MISS_LIMIT
@@ -148,7 +148,7 @@ def find_map(
         if applies:
             try:
                 return _checked(task, _FIND[name](task), allow_misfit=allow_misfit)
-            except MapError as error:
+            except (MapError, PageUnavailableError) as error:
                 why = str(error)
         tried.append(f"{name}: {why.removeprefix(f'{name}: ')}")
     raise MapError(f"{dump.name}: no p2m map found in it: {'; '.join(tried)}: give one with --p2m MAP")
