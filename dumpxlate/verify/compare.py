@@ -103,5 +103,6 @@ def _require_one_space(a: Dump, b: Dump) -> None:
     machine, other = (a, b) if a.space is Space.MACHINE else (b, a)
     raise MapError(
         f"{machine.name}: this {machine.format} dump of a paravirtual guest is keyed by machine frames (mfn), and "
-        f"{other.name} by the guest's own (pfn): give the guest's map with --p2m (first dump) or --p2m-b (second), or dump in its place to find it there"
+        f"{other.name} by the guest's own (pfn): give the guest's map with --p2m (first dump) or --p2m-b (second): "
+        "a file, or dump to find it in the dump"
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.dump import Dump
     from dumpxlate.p2m.map import P2M
+    from dumpxlate.p2m.methods import Method
     from dumpxlate.progress import Progress
     from dumpxlate.vmcoreinfo import VmCoreInfo
 
@@ -82,7 +83,7 @@ def check_map(
     told = from_tables(p2m, memory, roots, bits, most=None)
     if not told:
         remarks.append("page tables: none of a vcpu are in the dump")
-    listed, remark = _from_shared_info(dump, p2m)
+    listed, remark = _from_lists(dump, p2m, threads)
     info = dump.vmcoreinfo or _search(dump, progress, threads)
     placed = _from_vmcoreinfo(dump, p2m, info) if info else None
     if placed is None:
@@ -99,25 +100,31 @@ def _check_saved(dump: Dump, p2m: P2M) -> MapCheck:
     return MapCheck((evidence,), ("page tables: those of a save image hold pfns",))
 
 
-def _from_shared_info(dump: Dump, p2m: P2M) -> tuple[list[Evidence], str]:
-    """Compare a map with the list that the guest told Xen of; else say why there is none."""
-    way = next(way for way in ways(dump) if way.method == "shared-info")
-    if not way.applies:
-        return [], f"lists: {way.why}"
+def _from_lists(dump: Dump, p2m: P2M, threads: int | None) -> tuple[list[Evidence], str]:
+    """Compare a map with the guest's own list: as it told Xen of it, else as it is found; or say why there is none."""
+    method: Method = (
+        "shared-info" if any(way.method == "shared-info" and way.applies for way in ways(dump)) else "search"
+    )
+    try:
+        own = find_map(dump, method, allow_misfit=True, threads=threads)
+        told = [] if method == "search" else _own_pages(dump, p2m)
+    except MapError as error:
+        return [], f"lists: {str(error).removeprefix(f'{dump.name}: ')}"
+    return [_compare(p2m, own.p2m, f"entries are those of the guest's own {own.how}"), *told], ""
+
+
+def _own_pages(dump: Dump, p2m: P2M) -> list[Evidence]:
+    """See whether a map knows the pages of the frame lists that the guest told Xen of."""
     assert dump.frames is not None
     info = parse_shared_info(dump.blocks["xen_shared_info"], dump.machine.word_bits)
-    found = []
+    if not info.has_frame_lists:
+        return []
+    memory = PhysicalMemory(dump.frames)
     try:
-        own = find_map(dump, "shared-info", allow_misfit=True)
-        found.append(_compare(p2m, own.p2m, f"entries are those of the guest's own {own.how}"))
-        if info.has_frame_lists:
-            memory = PhysicalMemory(dump.frames)
-            lists, leaves = frame_list_leaves(memory, info.frame_lists, info.max_pfn, info.word_bits)
-            pages = np.unique(np.concatenate((lists, leaves[leaves >= 0])))
-            found.append(from_lists(p2m, pages))
-    except MapError as error:
-        return found, f"lists: {error}"
-    return found, ""
+        lists, leaves = frame_list_leaves(memory, info.frame_lists, info.max_pfn, info.word_bits)
+    except MapError:
+        return []  # they are torn, and the linear list was read instead
+    return [from_lists(p2m, np.unique(np.concatenate((lists, leaves[leaves >= 0]))))]
 
 
 def _compare(p2m: P2M, other: P2M, says: str) -> Evidence:
