@@ -19,6 +19,7 @@ from tests.builders import large_pv, p2m_tree, xen_core, xendump
 from tests.builders import p2m as builder
 from tests.builders.guest import small_guest
 from tests.builders.symbols import elf_symbols, system_map
+from tests.conftest import SAMPLES
 
 if TYPE_CHECKING:
     import subprocess
@@ -188,6 +189,17 @@ class TestCommands:
             with dumpxlate.open(sample("xen_core/t1.core")) as dump:
                 assert dump.p2m is not None
                 assert differing(read_map(tmp_path / f"{method}.map"), dump.p2m) == []
+
+    @pytest.mark.parametrize("format", ["elf", "kdump"])
+    def test_what_was_written_by_a_map(self, cli: Cli, sample: Callable[[str], Path], format: str) -> None:
+        """A vmcore keeps the map in a note, so the guest's pages are known by machine frame all the same."""
+        core, p2m = sample("xen_core/t1.core"), SAMPLES / "xendump/t1.map"
+        assert cli("convert", core, "-t", format, "-o", "vmcore", "--allow-loss").returncode == 0
+        assert cli("p2m", "check", "vmcore", p2m).returncode == 0
+        done = cli("p2m", "extract", "vmcore", "--method", "search", "-o", "found.map")
+        assert "search: linear list at 0x3000: 909 pages, confidence 100.0%" in done.stderr
+        done = cli("info", "vmcore", "--p2m", "dump:search")
+        assert (done.returncode, "takes no p2m map" in done.stderr) == (2, True)
 
     @pytest.mark.parametrize("method", ["sections", "shared-info", "search"])
     def test_method_by_name(self, cli: Cli, sample: Callable[[str], Path], method: str) -> None:

@@ -56,7 +56,7 @@ def find_in(dump: Dump, method: str, symbols: Path | None, **how: Any) -> FoundM
 
 
 def with_found_map(dump: Dump, p2m: str, symbols: Path | None, **how: Any) -> Dump:
-    """See a dump through the map that is found in it; one that is keyed by pfn only stays as it is.
+    """See a dump through the map that is found in it; one that its own file translates stays as it is.
 
     Args:
         dump: the dump.
@@ -65,4 +65,5 @@ def with_found_map(dump: Dump, p2m: str, symbols: Path | None, **how: Any) -> Du
         how: as for ``dumpxlate.p2m.methods.find_map``.
     """
     found = find_in(dump, p2m.partition(":")[2], symbols, **how)
-    return dump if dump.frames is None or not dump.machine.paravirtual else dump.with_p2m(found.p2m)
+    translated = dump.frames is None or not dump.machine.paravirtual
+    return dump if found.method == "sections" and translated else dump.with_p2m(found.p2m)

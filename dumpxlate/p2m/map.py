@@ -178,6 +178,11 @@ class P2M:
         left = cut < count
         return FrameRuns((frame + cut)[left], (pfn + cut)[left], (count - cut)[left])
 
+    def inverted(self) -> P2M:
+        """Give the map the other way: from machine frames to the pfn that maps to each, as ``pfn`` gives it."""
+        back = self._inverse
+        return P2M(back, int(back.pfn[-1] + back.count[-1]) if len(back.pfn) else 0)
+
     def pages(self) -> PageRuns:
         """Give the pfns that have a page."""
         return self._pages

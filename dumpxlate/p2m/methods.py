@@ -14,13 +14,14 @@ method           where the map is taken from
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from dumpxlate.dump import Space
 from dumpxlate.errors import MapError, PageUnavailableError
 from dumpxlate.p2m.map import P2M, FrameRuns
 from dumpxlate.p2m.shared_info import from_shared_info, parse_shared_info
-from dumpxlate.pages import MISS_LIMIT
+from dumpxlate.pages import MISS_LIMIT, RemappedStore
 from dumpxlate.pageset import difference
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from dumpxlate.pageset import PageRuns
     from dumpxlate.progress import Progress
 
-__all__ = ["METHODS", "FoundMap", "Method", "Way", "find_map", "page_tables", "ways"]
+__all__ = ["METHODS", "FoundMap", "Method", "Way", "find_map", "machine_pages", "page_tables", "ways"]
 
 Method: TypeAlias = Literal["sections", "shared-info", "tree", "search"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -85,11 +86,11 @@ class FoundMap:
 
     def __str__(self) -> str:
         sure = "" if self.confidence is None else f", confidence {self.confidence:.1%}"
-        left = f", {self.strangers:,} entries for frames that the dump does not have left out" if self.strangers else ""
+        left = f", left out {self.strangers:,} for frames that the dump does not have" if self.strangers else ""
         return f"{self.method}: {self.how}: {self.p2m.runs.total:,} pages{sure}{left}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Task:
     """What a method has to work with."""
 
@@ -98,11 +99,12 @@ class _Task:
     progress: Callable[[Progress], None] | None = None
     threads: int | None = None
 
-    @property
+    @cached_property
     def frames(self) -> PageStore:
         """The guest's pages by machine frame."""
-        assert self.dump.frames is not None
-        return self.dump.frames
+        found = machine_pages(self.dump)
+        assert found is not None
+        return found
 
     @property
     def memory(self) -> PhysicalMemory:
@@ -110,6 +112,15 @@ class _Task:
         from dumpxlate.memory import PhysicalMemory
 
         return PhysicalMemory(self.frames)
+
+
+def machine_pages(dump: Dump) -> PageStore | None:
+    """Give a PV guest's pages by machine frame: as its dump has them, or back through the map in it."""
+    if not dump.machine.paravirtual:
+        return None
+    if dump.frames is not None:
+        return dump.frames
+    return RemappedStore(dump.pages, dump.p2m.inverted()) if dump.p2m is not None else None
 
 
 def ways(dump: Dump, symbols: Symbols | None = None) -> tuple[Way, ...]:
@@ -191,12 +202,11 @@ def _only(p2m: P2M, pages: PageRuns) -> FrameRuns:
 
 def _keyed_by_mfn(dump: Dump) -> str:
     """Say why there is no machine memory to look into; nothing if there is."""
-    if dump.frames is not None and dump.machine.paravirtual:
-        return ""
+    if dump.machine.paravirtual:
+        known = dump.frames is not None or dump.p2m is not None
+        return "" if known else "the pages of this file are keyed by pfn, and by no mfn"
     if dump.saved_p2m is not None:
         return "page tables of a save image hold pfns, and the lists in its pages are stale"
-    if dump.machine.paravirtual:
-        return "the pages of this file are keyed by pfn, and by no mfn"
     return "not a paravirtual guest"
 
 

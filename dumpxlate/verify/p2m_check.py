@@ -12,7 +12,7 @@ from dumpxlate.errors import MapError
 from dumpxlate.memory import PhysicalMemory
 from dumpxlate.p2m.evidence import BOUND, Evidence, confidence, from_frames, from_lists, from_tables
 from dumpxlate.p2m.lists import frame_list_leaves, tables_of
-from dumpxlate.p2m.methods import find_map, page_tables, ways
+from dumpxlate.p2m.methods import find_map, machine_pages, page_tables, ways
 from dumpxlate.p2m.shared_info import parse_shared_info
 from dumpxlate.pageset import union
 from dumpxlate.paging.addrxlat import as_addresses, page_walk
@@ -76,10 +76,12 @@ def check_map(
     Raises:
         MapError: the dump takes no map.
     """
-    if dump.frames is None or not dump.machine.paravirtual:
+    frames = machine_pages(dump)
+    if frames is None:
         return _check_saved(dump, p2m)
-    memory, roots, bits = PhysicalMemory(dump.frames), page_tables(dump), dump.machine.word_bits
-    evidence, remarks = from_frames(p2m, dump.frames.ram), []
+    dump = replace(dump, frames=frames)
+    memory, roots, bits = PhysicalMemory(frames), page_tables(dump), dump.machine.word_bits
+    evidence, remarks = from_frames(p2m, frames.ram), []
     told = from_tables(p2m, memory, roots, bits, most=None)
     if not told:
         remarks.append("page tables: none of a vcpu are in the dump")

@@ -229,3 +229,21 @@ def test_a_fragmented_guest_is_read_at_once() -> None:
     assert (p2m.pfn(p2m.mfn(np.arange(1, 199_999))) == np.arange(1, 199_999)).all()
     assert p2m.preimage(PageRuns.from_runs(ints([0]), ints([4_000_000]))).count == 200_000
     assert time.process_time() - begun < 5
+
+
+def test_inverted() -> None:
+    """Each frame has the pfn that the map gives for it, also where several pfns share one."""
+    pfn, mfn = ints([0, 1, 2, 7, 8, 9]), ints([40, 41, 42, 41, 90, 7])
+    p2m = P2M.from_pairs(pfn, mfn)
+    frames = ints([7, 40, 41, 42, 90])
+    back = p2m.inverted()
+    assert (back.mfn(frames) == p2m.pfn(frames)).all()
+    assert (back.size, back.runs.total) == (91, 5)
+    assert P2M.from_pairs(ints([]), ints([])).inverted().size == 0
+
+
+def test_trimmed() -> None:
+    entries = np.array([5, ALL_ONES, ALL_ONES, 1 << 62 | 3, ALL_ONES, ALL_ONES], np.uint64)
+    assert P2M.from_entries(entries, 8).trimmed().size == 4
+    assert P2M.from_entries(entries[:3], 8).trimmed().size == 1
+    assert P2M.from_entries(entries[1:3], 8).trimmed().size == 0
