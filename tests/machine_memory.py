@@ -9,7 +9,7 @@ import numpy as np
 from dumpxlate.extents import Extents
 from dumpxlate.io.source import BytesSource
 from dumpxlate.memory import PhysicalMemory
-from dumpxlate.pages import IndexedStore
+from dumpxlate.stores import IndexedStore
 
 if TYPE_CHECKING:
     from tests.builders.guest import Guest

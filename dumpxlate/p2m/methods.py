@@ -21,8 +21,8 @@ from dumpxlate.dump import Space
 from dumpxlate.errors import MapError, PageUnavailableError
 from dumpxlate.p2m.map import P2M, FrameRuns
 from dumpxlate.p2m.shared_info import from_shared_info, parse_shared_info
-from dumpxlate.pages import MISS_LIMIT, RemappedStore
 from dumpxlate.pageset import difference
+from dumpxlate.stores import MISS_LIMIT, RemappedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
