@@ -157,7 +157,7 @@ def _shapes(store: PageStore, window: tuple[int, int], word_bits: WordBits) -> _
     rows = batch.table.stored()
     at = int(rows.offset[0]) if len(rows) else 0
     body = np.frombuffer(batch.body, np.uint8, len(rows) * size, at) if len(rows) else np.empty(0, np.uint8)
-    words = body.view(f"<u{word_bits // 8}").reshape(len(rows), -1)
+    words = body.view(f"<u{word_bits // 8}").reshape(len(rows), size * 8 // word_bits)
     first = words[:, 0].astype(np.int64)
     begins = store.ram.contains(first)
     # Few pages get past their first word, so that the others cost little.

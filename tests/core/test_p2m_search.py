@@ -94,6 +94,15 @@ def test_copies_of_another_time() -> None:
     assert says(found(made.guest), 8) == made.table
 
 
+def test_holes_of_a_sparse_file() -> None:
+    """Whole batches without a byte; the map has their frames."""
+    holes = range(0x600000, 0x602000)
+    whole = {**guest().mfns, **{0x1000 + at: mfn for at, mfn in enumerate(holes)}}
+    made = builder.with_frame_lists(guest(), builder.entries(whole), at=FREE)
+    candidate = search(machine_store(made.guest, zero=holes), [], 64, threads=0)
+    assert says(candidate, 8) == made.table
+
+
 class TestRefused:
     """Where there is no list, or none that is the guest's, nothing is made up."""
 
