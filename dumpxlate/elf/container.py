@@ -104,6 +104,7 @@ class Section:
     size: int
     entry_size: int
     info: int
+    flags: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,7 @@ def _sections(
             row.sh_size,
             row.sh_entsize,
             row.sh_info,
+            row.sh_flags,
         )
         for row in rows
     )

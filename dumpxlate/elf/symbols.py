@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dumpxlate.elf.container import Section
     from dumpxlate.io.source import Source
 
-__all__ = ["Symbols", "read_symbols"]
+__all__ = ["Symbols", "elf_symbols", "read_symbols"]
 
 _SHN_UNDEF = 0
 _GLOBAL = 1
@@ -87,14 +87,20 @@ def read_symbols(path: str | os.PathLike[str]) -> Symbols:
     """
     with open_source(path) as source:
         if bytes(source.view(0, min(source.size, len(ELF_MAGIC)))) == ELF_MAGIC:
-            return _from_elf(source)
+            return elf_symbols(source)
         first = bytes(source.view(0, min(source.size, _PEEK))).split(b"\n", 1)[0].rstrip(b"\r")
         if _MAP_LINE.fullmatch(first):
             return _MapSymbols(bytes(source.view()))
         raise UnknownFormatError("neither an ELF file with symbols nor a System.map", path=source.name)
 
 
-def _from_elf(source: Source) -> _ElfSymbols:
+def elf_symbols(source: Source) -> Symbols:
+    """Read the symbol table of an ELF file.
+
+    Raises:
+        UnknownFormatError: it has none.
+        CorruptDumpError: its headers contradict the file.
+    """
     file = read_elf(source)
     symbols, strings = file.section(".symtab"), file.section(".strtab")
     if symbols is None or strings is None:

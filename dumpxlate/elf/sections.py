@@ -1,0 +1,129 @@
+"""Contents of an ELF file's sections, compressed or not, and the build id that names a program.
+
+A compressed section (SHF_COMPRESSED) begins with a header: its algorithm, and its size when unpacked. Debian packs
+debug information with zlib, newer distributions with zstd.
+
+Sources: elf(5); the ELF gABI, "Section Compression"; the notes of GNU ld's --build-id.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+from dumpxlate.elf.container import PT_NOTE
+from dumpxlate.elf.notes import parse_notes
+from dumpxlate.errors import CorruptDumpError, MissingCodecError, UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from dumpxlate.elf.container import ElfFile, Section
+    from dumpxlate.elf.notes import Note
+    from dumpxlate.io.source import Source
+    from dumpxlate.structs import Endian
+
+__all__ = ["build_id_of", "build_id_of_notes", "section_bytes"]
+
+_SHT_NOBITS, _SHT_NOTE = 8, 7
+_SHF_COMPRESSED = 0x800
+_ZLIB, _ZSTD = 1, 2
+_NT_GNU_BUILD_ID = 3
+_NOTE_LIMIT = 1 << 20
+_UNPACKED_LIMIT = 4 << 30
+"""Bytes of one section: those of a browser's debug information are a quarter of that."""
+
+
+def section_bytes(source: Source, file: ElfFile, name: str) -> bytes:
+    """Give what a section holds, unpacked; nothing where the file has no such section, or only its size.
+
+    Raises:
+        CorruptDumpError: it leaves the file, or does not unpack.
+        UnsupportedFeatureError: it is compressed in a way that is not known.
+        MissingCodecError: it is compressed with zstd, and the library for that is not installed.
+    """
+    section = file.section(name)
+    if section is None or section.type == _SHT_NOBITS:
+        return b""
+    if section.offset + section.size > source.size:
+        raise CorruptDumpError(
+            f"{section.size:,} bytes, the file ends at {source.size:#x}",
+            path=source.name,
+            offset=section.offset,
+            what=name,
+        )
+    body = source.view(section.offset, section.size)
+    return _unpack(body, section, file, source.name) if section.flags & _SHF_COMPRESSED else bytes(body)
+
+
+def _unpack(body: memoryview, section: Section, file: ElfFile, path: str) -> bytes:
+    layout = struct.Struct(file.endian + ("IIQQ" if file.bits == 64 else "III"))
+    if len(body) < layout.size:
+        raise CorruptDumpError(
+            f"{len(body)} bytes, too few for its header", path=path, offset=section.offset, what=section.name
+        )
+    fields = layout.unpack_from(body)
+    algorithm, size = fields[0], fields[-2]
+    if size > _UNPACKED_LIMIT:
+        raise CorruptDumpError(f"{size:,} bytes unpacked", path=path, offset=section.offset, what=section.name)
+    packed = body[layout.size :]
+    try:
+        data = _INFLATE[algorithm](packed, size)
+    except KeyError:
+        raise UnsupportedFeatureError(
+            f"{section.name} is compressed by algorithm {algorithm}: expected zlib (1) or zstd (2)",
+            path=path,
+            feature="section compression",
+        ) from None
+    except (zlib.error, ValueError) as error:
+        raise CorruptDumpError(
+            f"does not unpack: {error}", path=path, offset=section.offset, what=section.name
+        ) from error
+    if len(data) != size:
+        raise CorruptDumpError(
+            f"unpacks to {len(data):,} bytes, expected {size:,}", path=path, offset=section.offset, what=section.name
+        )
+    return data
+
+
+def _inflate(packed: memoryview, size: int) -> bytes:
+    return zlib.decompressobj().decompress(packed, size) if size else b""
+
+
+def _unzstd(packed: memoryview, size: int) -> bytes:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingCodecError("zstd", "zstandard") from error
+    try:
+        # A reader gives no more than is asked for, whatever the frame says of itself.
+        return zstandard.ZstdDecompressor().stream_reader(packed).read(size)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
+
+
+_INFLATE = {_ZLIB: _inflate, _ZSTD: _unzstd}
+
+
+def build_id_of(source: Source, file: ElfFile) -> str | None:
+    """Give the build id of a program, or of its debug file, as hexadecimal digits.
+
+    Sections are looked at first: the segments of a debug file lead nowhere.
+    """
+    places = [(section.offset, section.size) for section in file.sections if section.type == _SHT_NOTE]
+    segments = file.segments.where(file.segments.type == PT_NOTE)
+    places += zip(segments.offset.tolist(), segments.filesz.tolist(), strict=True)
+    for at, size in places:
+        if at >= 0 and 0 < size <= _NOTE_LIMIT and at + size <= source.size:
+            found = build_id_of_notes(bytes(source.view(at, size)), file.endian)
+            if found:
+                return found
+    return None
+
+
+def build_id_of_notes(data: bytes, endian: Endian) -> str | None:
+    """Find the build id among notes."""
+    return next((note.desc.hex() for note in parse_notes(data, endian).notes if _is_build_id(note)), None)
+
+
+def _is_build_id(note: Note) -> bool:
+    return note.name == "GNU" and note.type == _NT_GNU_BUILD_ID and 0 < len(note.desc) <= 64
