@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dumpxlate.io.source import Source
     from dumpxlate.pages import CodecId, PageBatch
     from dumpxlate.pageset import PageSet
+    from dumpxlate.qemu.hints import QemuHints
 
 __all__ = [
     "Accompanied",
@@ -80,6 +81,7 @@ class OpenOptions:
         machine: type of a QEMU machine, as ``-machine`` has it; None for what the file says.
         ram_below_4g: bytes of RAM below 4 GiB of a QEMU machine; None for what the file or the machine's type says.
         snapshot: name or id of a snapshot in an image that may have several; None for the only one.
+        qemu: what is known of the build of QEMU whose process dumped core.
     """
 
     addresses: tuple[int, ...] = ()
@@ -87,6 +89,7 @@ class OpenOptions:
     machine: str | None = None
     ram_below_4g: int | None = None
     snapshot: str | None = None
+    qemu: QemuHints | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dumpxlate.elf.container import read_elf
-from dumpxlate.elf.dies import AT, FORM, TAG, DebugSections, Dies
+from dumpxlate.elf.dies import DebugSections, Dies
+from dumpxlate.elf.dwarf_encoding import AT, FORM, TAG, WHAT
 from dumpxlate.elf.sections import build_id_of, section_bytes
 from dumpxlate.elf.symbols import elf_symbols
 from dumpxlate.errors import CorruptDumpError, FormatError, UnknownFormatError
@@ -53,7 +54,6 @@ _STRINGS_LIMIT = 256
 _CANDIDATES_LIMIT = 1 << 16
 _CHAIN_LIMIT = 64
 _OP_ADDR, _OP_PLUS_UCONST = 0x03, 0x23
-_WHAT = "debug information"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ def _named(dies: Dies, name: str, tags: frozenset[int], *, near: tuple[Die, ...]
             while at >= 0:
                 budget -= 1
                 if budget < 0:
-                    raise CorruptDumpError(f"too many entries may be {name!r}", what=_WHAT)
+                    raise CorruptDumpError(f"too many entries may be {name!r}", what=WHAT)
                 for die in dies.named_at(at, forms, tags):
                     if AT["declaration"] not in die.values and dies.begins_at(die.unit, die.at):
                         yield die
@@ -260,13 +260,13 @@ def _stripped(die: Die | None) -> Die | None:
         if die is None or die.tag not in _QUALIFIERS:
             return die
         die = die.target("type")
-    raise CorruptDumpError("a type is defined by itself", what=_WHAT)
+    raise CorruptDumpError("a type is defined by itself", what=WHAT)
 
 
 def _member(die: Die, name: bytes, depth: int = 0) -> tuple[int, Die | None] | None:
     """Find a member of a structure: its offset and its type."""
     if depth > _CHAIN_LIMIT:
-        raise CorruptDumpError("structures inside one another do not end", offset=die.at, what=_WHAT)
+        raise CorruptDumpError("structures inside one another do not end", offset=die.at, what=WHAT)
     for child in die.children() if die.tag in _STRUCTS else ():
         if child.tag != TAG["member"]:
             continue
@@ -288,7 +288,7 @@ def _location(member: Die) -> int:
     if isinstance(value.data, int):
         return value.data
     if value.data[:1] != bytes([_OP_PLUS_UCONST]):
-        raise CorruptDumpError("a member without a fixed place", offset=member.at, what=_WHAT)
+        raise CorruptDumpError("a member without a fixed place", offset=member.at, what=WHAT)
     return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(value.data[1:10]))
 
 

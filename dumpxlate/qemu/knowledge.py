@@ -1,0 +1,62 @@
+"""Finds what is known of the build of QEMU that a core is of: a profile, or debug information."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dumpxlate.elf.debug_files import debug_file_of, find_debug_file, open_debug_info
+from dumpxlate.errors import UnsupportedFeatureError
+from dumpxlate.io.source import open_source
+from dumpxlate.qemu.profile import PROFILE_LIMIT, Profile
+
+if TYPE_CHECKING:
+    import os
+
+    from dumpxlate.qemu.hints import QemuHints
+
+__all__ = ["find_profile", "read_profile"]
+
+
+def find_profile(hints: QemuHints | None, build_id: str | None) -> Profile | None:
+    """Find the profile of a build.
+
+    Args:
+        hints: where the user says it is; else the debug information is looked for that distributions install.
+        build_id: of the program whose core it is; None where the core does not tell.
+
+    Returns:
+        The profile, or None where nothing is known of the build.
+
+    Raises:
+        UnsupportedFeatureError: what the user named is of another build, or not of QEMU.
+        FormatError: it cannot be read.
+        OSError: it cannot be opened.
+    """
+    if hints and hints.profile:
+        found = read_profile(hints.profile)
+    elif hints and (hints.debug_file or hints.binary):
+        path = hints.debug_file or debug_file_of(hints.binary or "")
+        found = Profile.from_debug_info(open_debug_info(path), str(path))
+    else:
+        installed = find_debug_file(build_id) if build_id else None
+        if installed is None:
+            return None
+        found = Profile.from_debug_info(open_debug_info(installed), str(installed))
+    if build_id and found.build_id and found.build_id != build_id:
+        raise UnsupportedFeatureError(
+            f"is of another build of QEMU: build id {found.build_id}, the core's is {build_id}",
+            path=found.source,
+            feature="build id",
+        )
+    return found
+
+
+def read_profile(path: str | os.PathLike[str]) -> Profile:
+    """Read a profile.
+
+    Raises:
+        CorruptDumpError: it is none.
+        OSError: it cannot be opened.
+    """
+    with open_source(path) as source:
+        return Profile.from_json(bytes(source.view(0, min(source.size, PROFILE_LIMIT))), source.name)

@@ -1,0 +1,218 @@
+"""Where QEMU keeps what leads to a guest's memory: offsets of members and addresses of variables, for one build.
+
+They move from release to release, so they are taken from the debug information of the very build, or from a profile:
+the same numbers as a small JSON file (docs/schemas/qemu-profile-1.json), made where the debug information is at hand.
+What a release does not have is absent: the readers choose by what is there, not by a version.
+
+Sources: qemu include/exec/memory.h (system/memory.h since 10.0, memory.c before 2.11), include/exec/ramblock.h,
+ramlist.h, hw/core/cpu.h, target/i386/cpu.h, hw/misc/vmcoreinfo.c; releases 2.0 to 10.2.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from dumpxlate.elf.dwarf import DebugInfo
+    from dumpxlate.structs import Endian
+
+__all__ = ["PROFILE_KIND", "PROFILE_LIMIT", "Place", "Profile"]
+
+PROFILE_KIND = "dumpxlate-qemu-profile"
+VERSION = 1
+
+PROFILE_LIMIT = 1 << 20
+"""Bytes of a profile: real ones have some 2,000."""
+_OFFSET_LIMIT = 1 << 20
+_ADDRESS_LIMIT = 1 << 64
+
+_NEEDED = (  # noqa: SIM905 - shorter
+    # FlatRange comes first: few units define it, and one that does defines all others too.
+    "FlatRange.mr FlatRange.offset_in_region FlatRange.addr.start FlatRange.addr.size "
+    "AddressSpace.current_map FlatView.ranges FlatView.nr "
+    "MemoryRegion.ram MemoryRegion.alias MemoryRegion.alias_offset RAMBlock.host RAMBlock.offset RAMBlock.idstr"
+).split()
+_CHOICES = (
+    # Until 2.5 a region knows its RAM by an address in the space of all blocks, and until 2.2 blocks have one length.
+    ("MemoryRegion.ram_block", "MemoryRegion.ram_addr"),
+    ("RAMBlock.used_length", "RAMBlock.length"),
+)
+_OPTIONAL = [
+    "MemoryRegion.ram_device",
+    "MemoryRegion.skip_dump",
+    "MemoryRegion.nonvolatile",
+    "RAMBlock.max_length",
+    "RAMBlock.next.le_next",
+    "RAMBlock.next.tqe_next",
+    "RAMList.blocks.lh_first",
+    "RAMList.blocks.tqh_first",
+    "VMCoreInfoState.has_vmcoreinfo",
+    "VMCoreInfoState.vmcoreinfo",
+    "CPUState.cpu_index",
+    "CPUState.node.tqe_next",
+    "CPUState.vcpu_dirty",
+    "CPUState.kvm_vcpu_dirty",
+    "SegmentCache.selector",
+    "SegmentCache.base",
+    "SegmentCache.limit",
+    "SegmentCache.flags",
+]
+_PROCESSORS = ("ArchCPU", "X86CPU")
+"""What the structure of a processor is called: the same on all architectures since 7.1."""
+_REGISTERS = ["regs", "eip", "eflags", "segs", "ldt", "tr", "gdt", "idt", "cr", "kernelgsbase", "efer"]
+_SIZES = ("FlatRange", "SegmentCache")
+_VARIABLES = ["address_space_memory", "ram_list", "cpus", "cpus_queue", "vmcoreinfo_state", "kvm_allowed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a member lies in its structure, and how many bytes it has."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What one build of QEMU is like.
+
+    Attributes:
+        build_id: hexadecimal digits; None where the build has none.
+        entry: address of the entry point as linked.
+        bits: width of a pointer.
+        endian: byte order of the host.
+        addresses: of variables, as linked.
+        sizes: of structures.
+        places: by the path of a member ("FlatRange.addr.start"); registers as "env.eip", from the processor's start.
+        source: where the numbers are from, for people.
+    """
+
+    build_id: str | None
+    entry: int
+    bits: Literal[32, 64]
+    endian: Endian
+    addresses: Mapping[str, int]
+    sizes: Mapping[str, int]
+    places: Mapping[str, Place]
+    source: str = ""
+
+    @classmethod
+    def from_debug_info(cls, info: DebugInfo, source: str) -> Self:
+        """Take the numbers from debug information.
+
+        Raises:
+            UnsupportedFeatureError: it is not that of QEMU, or of a QEMU that keeps its memory in another way.
+            CorruptDumpError: it contradicts itself.
+        """
+        places = {}
+        for path in (*_NEEDED, *(path for paths in _CHOICES for path in paths), *_OPTIONAL):
+            found = info.field(path)
+            if found is not None:
+                places[path] = Place(found.offset, found.size)
+        _narrow(info, places)
+        places |= _registers(info)
+        sizes = {name: size for name in _SIZES if (size := info.size(name))}
+        addresses = {name: at for name in _VARIABLES if (at := info.address(name)) is not None}
+        made = cls(info.build_id, info.entry, info.bits, info.endian, addresses, sizes, places, source)
+        made._check()
+        return made
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> Self:
+        """Read a profile.
+
+        Raises:
+            CorruptDumpError: it is none, or one of its numbers cannot be.
+            UnsupportedFeatureError: a later version of this program wrote it, or it lacks something.
+        """
+        try:
+            document: Any = json.loads(text)
+            if document["kind"] != PROFILE_KIND:
+                raise ValueError(f"kind {document['kind']!r}")
+            if document["version"] != VERSION:
+                raise UnsupportedFeatureError(f"profile of version {document['version']}", feature="profile version")
+            made = cls(
+                build_id=document["build_id"],
+                entry=_bounded(document["entry"], _ADDRESS_LIMIT),
+                bits=64 if document["bits"] == 64 else 32,
+                endian="<" if document["byte_order"] == "little" else ">",
+                addresses={str(name): _bounded(at, _ADDRESS_LIMIT) for name, at in document["addresses"].items()},
+                sizes={str(name): _bounded(size, _OFFSET_LIMIT) for name, size in document["sizes"].items()},
+                places={
+                    str(path): Place(_bounded(offset, _OFFSET_LIMIT), _bounded(size, _OFFSET_LIMIT))
+                    for path, (offset, size) in document["places"].items()
+                },
+                source=source,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise CorruptDumpError(f"not a profile: {error!r}", path=source, what="QEMU profile") from error
+        made._check()
+        return made
+
+    def to_json(self) -> str:
+        """Write the profile."""
+        document = {
+            "kind": PROFILE_KIND,
+            "version": VERSION,
+            "build_id": self.build_id,
+            "entry": self.entry,
+            "bits": self.bits,
+            "byte_order": "little" if self.endian == "<" else "big",
+            "addresses": dict(self.addresses),
+            "sizes": dict(self.sizes),
+            "places": {path: [place.offset, place.size] for path, place in self.places.items()},
+        }
+        return json.dumps(document, indent=1) + "\n"
+
+    def place(self, *paths: str) -> Place | None:
+        """Give the first of some places that this build has."""
+        return next((self.places[path] for path in paths if path in self.places), None)
+
+    def _check(self) -> None:
+        lacking = [path for path in _NEEDED if path not in self.places]
+        lacking += [" or ".join(paths) for paths in _CHOICES if not any(path in self.places for path in paths)]
+        lacking += [] if "address_space_memory" in self.addresses else ["address_space_memory"]
+        lacking += [] if self.sizes.get("FlatRange") else ["the size of FlatRange"]
+        if lacking:
+            raise UnsupportedFeatureError(
+                f"is not of a QEMU system emulator, or lacks some of it: {', '.join(lacking)}",
+                path=self.source,
+                feature="QEMU debug information",
+            )
+        for name in ("start", "size"):
+            place = self.places[f"FlatRange.addr.{name}"]
+            if place.offset + place.size > self.sizes["FlatRange"]:
+                raise CorruptDumpError(f"addr.{name} lies outside FlatRange", path=self.source, what="QEMU profile")
+
+
+def _bounded(value: object, limit: int) -> int:
+    if not isinstance(value, int) or not 0 <= value < limit:
+        raise ValueError(f"{value!r} is no number from 0 to {limit - 1}")
+    return value
+
+
+def _narrow(info: DebugInfo, places: dict[str, Place]) -> None:
+    """Cut numbers of 128 bits to their low half: a native __int128, or a structure where compilers have none."""
+    for path in ("FlatRange.addr.start", "FlatRange.addr.size"):
+        if path not in places or places[path].size != 16:
+            continue
+        low = info.field(f"{path}.lo")
+        native = 8 if info.endian == ">" else 0
+        places[path] = Place(low.offset if low else places[path].offset + native, 8)
+
+
+def _registers(info: DebugInfo) -> dict[str, Place]:
+    """Find the registers of x86 processors."""
+    for name in _PROCESSORS:
+        found = {f"env.{register}": info.field(f"{name}.env.{register}") for register in _REGISTERS}
+        places = {path: Place(place.offset, place.size) for path, place in found.items() if place}
+        if "env.eip" in places:
+            return places
+    return {}

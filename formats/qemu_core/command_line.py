@@ -1,0 +1,109 @@
+"""The command line of a process, from its stack; what QEMU was told of its machine there.
+
+The kernel puts the arguments at the end of the stack::
+
+    argc | argv[0] ... argv[argc - 1] 0 | environment ... 0 | auxiliary vector ... 0 | strings
+
+NT_PRPSINFO has only 80 bytes of them, and libvirt's command lines have thousands.
+
+Sources: linux fs/binfmt_elf.c (create_elf_tables); qemu-options.hx.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dumpxlate.errors import CorruptDumpError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dumpxlate.formats.qemu_core.process import Process
+
+__all__ = ["MachineOptions", "arguments", "machine_options"]
+
+_AT_RANDOM = 25
+_STACK = 8 << 20
+_WORDS = 1 << 16
+_ARGUMENT = 1 << 16
+_SIZE = re.compile(r"(\d{1,18})([bkmgt]?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineOptions:
+    """What ``-machine`` says; None where it does not."""
+
+    type: str | None = None
+    ram_below_4g: int | None = None
+
+
+def arguments(process: Process) -> tuple[str, ...]:
+    """Give the arguments of a process; none where they are not in the core."""
+    try:
+        return _arguments(process)
+    except (CorruptDumpError, struct.error):
+        return ()
+
+
+def _arguments(process: Process) -> tuple[str, ...]:
+    near = process.auxv.get(_AT_RANDOM)
+    memory, size = process.memory, process.pointer
+    if near is None or not process.auxv:
+        return ()
+    index = int(np.searchsorted(memory.start, near, side="right")) - 1
+    low = max(int(memory.start[index]), near - _STACK) if index >= 0 else near
+    stack = memory.read(low, near - low, "stack")
+    word = process.endian + ("Q" if size == 8 else "I")
+    head = [value for pair in list(process.auxv.items())[:3] for value in pair]
+    at = stack.rfind(struct.pack(process.endian + word[1] * len(head), *head))
+    if at < 0:
+        return ()
+    words = np.frombuffer(
+        stack, f"{process.endian}u{size}", min(at // size, _WORDS), at - min(at // size, _WORDS) * size
+    )
+    ends = np.flatnonzero(words == 0)  # of the arguments, then of the environment
+    if len(ends) < 2:
+        return ()
+    # Behind argc as many pointers follow as it says; nothing else before them does that.
+    stop = int(ends[-2])
+    for count in range(1, stop):
+        if int(words[stop - count - 1]) == count:
+            return tuple(_string(process, int(each)) for each in words[stop - count : stop])
+    return ()
+
+
+def _string(process: Process, at: int) -> str:
+    memory = process.memory
+    index = int(np.searchsorted(memory.start, at, side="right")) - 1
+    room = int(memory.start[index] + memory.length[index]) - at if index >= 0 else 0
+    data = memory.read(at, max(min(room, _ARGUMENT), 1), "argument")
+    return data.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def machine_options(words: Sequence[str]) -> MachineOptions:
+    """Read ``-machine`` and ``-M``; later ones add to earlier ones."""
+    kind: str | None = None
+    below: int | None = None
+    for option, value in pairwise(words):
+        if option not in ("-machine", "--machine", "-M", "--M"):
+            continue
+        for number, part in enumerate(value.split(",")):
+            key, equals, text = part.partition("=")
+            if not equals and number == 0:
+                kind = key
+            elif key == "type":
+                kind = text
+            elif key == "max-ram-below-4g":
+                below = _bytes(text)
+    return MachineOptions(kind, below)
+
+
+def _bytes(text: str) -> int | None:
+    match = _SIZE.fullmatch(text)
+    return int(match[1]) << {"k": 10, "m": 20, "g": 30, "t": 40}.get(match[2].lower(), 0) if match else None
