@@ -26,6 +26,7 @@ _COMMANDS = {
     "read": "memory_commands.read",
     "translate": "memory_commands.translate",
     "p2m": "p2m_commands.p2m_app",
+    "qemu-profile": "qemu_commands.qemu_profile",
     "formats": "info_commands.formats",
 }
 """Where each command is, in the order in which help lists them: a function, or an application of its own."""

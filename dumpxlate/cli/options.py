@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.dump import Dump
     from dumpxlate.io.sink import PipeSink
+    from dumpxlate.qemu.hints import QemuHints, RamHint
 
 __all__ = [
     "AsJson",
@@ -137,6 +138,24 @@ class Input(Group):
     snapshot: Annotated[
         str | None, typer.Option("--snapshot", help="qcow2: name or id of the snapshot, where there are several.")
     ] = None
+    qemu_binary: Annotated[
+        Path | None,
+        typer.Option("--qemu-binary", help="Core of a QEMU process: the program, for its debug information."),
+    ] = None
+    debug_file: Annotated[
+        Path | None, typer.Option("--debug-file", help="Core of a QEMU process: file with QEMU's debug information.")
+    ] = None
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="Core of a QEMU process: what qemu-profile made of that.")
+    ] = None
+    ram_block: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ram-block",
+            metavar="START:LENGTH:HVA",
+            help="Core of a QEMU process: guest memory by hand, with its host address; repeatable.",
+        ),
+    ] = None
 
     def open(self, names: Sequence[str | Path]) -> Dump:
         """Open the dump that a user named: files of one set, or raw pieces as FILE@ADDRESS; - is stdin.
@@ -167,6 +186,7 @@ class Input(Group):
                 machine=self.machine_type,
                 ram_below_4g=self.ram_below_4g,
                 snapshot=self.snapshot,
+                qemu=self._qemu(),
             ),
         )
         try:
@@ -174,6 +194,29 @@ class Input(Group):
         except BaseException:
             dump.close()
             raise
+
+    def _qemu(self) -> QemuHints | None:
+        """Give what the user said of the build of QEMU, or nothing."""
+        from dumpxlate.qemu.hints import QemuHints
+
+        given = QemuHints(
+            binary=str(self.qemu_binary) if self.qemu_binary else None,
+            debug_file=str(self.debug_file) if self.debug_file else None,
+            profile=str(self.profile) if self.profile else None,
+            ram=tuple(_ram(text) for text in self.ram_block or ()),
+        )
+        return None if given == QemuHints() else given
+
+
+def _ram(text: str) -> RamHint:
+    """Read START:LENGTH:HVA."""
+    from dumpxlate.qemu.hints import RamHint
+
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise typer.BadParameter(f"{text!r}: expected START:LENGTH:HVA, as in 0:2G:0x7f0000000000")
+    start, length, host = map(number, parts)
+    return RamHint(start, length, host)
 
 
 def _piece(name: str) -> tuple[str, int | None]:

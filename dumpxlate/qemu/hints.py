@@ -24,7 +24,7 @@ class RamHint:
 
 @dataclass(frozen=True, slots=True)
 class QemuHints:
-    """Where the knowledge of a QEMU build is, or what to take instead of it.
+    """Where the knowledge of a build of QEMU is, or what to take instead of it.
 
     Attributes:
         binary: the program; it has debug information itself, or names by its build id the file that has.

@@ -11,6 +11,7 @@ ramlist.h, hw/core/cpu.h, target/i386/cpu.h, hw/misc/vmcoreinfo.c; releases 2.0 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,15 +24,14 @@ if TYPE_CHECKING:
     from dumpxlate.elf.dwarf import DebugInfo
     from dumpxlate.structs import Endian
 
-__all__ = ["PROFILE_KIND", "PROFILE_LIMIT", "Place", "Profile"]
+__all__ = ["PROFILE_LIMIT", "PROFILE_SCHEMA", "Place", "Profile"]
 
-PROFILE_KIND = "dumpxlate-qemu-profile"
-VERSION = 1
+PROFILE_SCHEMA = "dumpxlate.qemu-profile/1"
 
 PROFILE_LIMIT = 1 << 20
 """Bytes of a profile: real ones have some 2,000."""
 _OFFSET_LIMIT = 1 << 20
-_ADDRESS_LIMIT = 1 << 64
+_HEX = re.compile(r"0x[0-9a-f]{1,16}")
 
 _NEEDED = (  # noqa: SIM905 - shorter
     # FlatRange comes first: few units define it, and one that does defines all others too.
@@ -130,23 +130,21 @@ class Profile:
 
         Raises:
             CorruptDumpError: it is none, or one of its numbers cannot be.
-            UnsupportedFeatureError: a later version of this program wrote it, or it lacks something.
+            UnsupportedFeatureError: it lacks something.
         """
         try:
             document: Any = json.loads(text)
-            if document["kind"] != PROFILE_KIND:
-                raise ValueError(f"kind {document['kind']!r}")
-            if document["version"] != VERSION:
-                raise UnsupportedFeatureError(f"profile of version {document['version']}", feature="profile version")
+            if document["schema"] != PROFILE_SCHEMA:
+                raise ValueError(f"schema {document['schema']!r}, expected {PROFILE_SCHEMA!r}")
             made = cls(
                 build_id=document["build_id"],
-                entry=_bounded(document["entry"], _ADDRESS_LIMIT),
+                entry=_address(document["entry"]),
                 bits=64 if document["bits"] == 64 else 32,
                 endian="<" if document["byte_order"] == "little" else ">",
-                addresses={str(name): _bounded(at, _ADDRESS_LIMIT) for name, at in document["addresses"].items()},
-                sizes={str(name): _bounded(size, _OFFSET_LIMIT) for name, size in document["sizes"].items()},
+                addresses={str(name): _address(text) for name, text in document["addresses"].items()},
+                sizes={str(name): _bounded(size) for name, size in document["sizes"].items()},
                 places={
-                    str(path): Place(_bounded(offset, _OFFSET_LIMIT), _bounded(size, _OFFSET_LIMIT))
+                    str(path): Place(_bounded(offset), _bounded(size))
                     for path, (offset, size) in document["places"].items()
                 },
                 source=source,
@@ -159,13 +157,12 @@ class Profile:
     def to_json(self) -> str:
         """Write the profile."""
         document = {
-            "kind": PROFILE_KIND,
-            "version": VERSION,
+            "schema": PROFILE_SCHEMA,
             "build_id": self.build_id,
-            "entry": self.entry,
+            "entry": hex(self.entry),
             "bits": self.bits,
             "byte_order": "little" if self.endian == "<" else "big",
-            "addresses": dict(self.addresses),
+            "addresses": {name: hex(at) for name, at in self.addresses.items()},
             "sizes": dict(self.sizes),
             "places": {path: [place.offset, place.size] for path, place in self.places.items()},
         }
@@ -192,10 +189,16 @@ class Profile:
                 raise CorruptDumpError(f"addr.{name} lies outside FlatRange", path=self.source, what="QEMU profile")
 
 
-def _bounded(value: object, limit: int) -> int:
-    if not isinstance(value, int) or not 0 <= value < limit:
-        raise ValueError(f"{value!r} is no number from 0 to {limit - 1}")
+def _bounded(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < _OFFSET_LIMIT:
+        raise ValueError(f"{value!r} is no number from 0 to {_OFFSET_LIMIT - 1}")
     return value
+
+
+def _address(text: object) -> int:
+    if not isinstance(text, str) or not _HEX.fullmatch(text):
+        raise ValueError(f"{text!r} is no address")
+    return int(text, 16)
 
 
 def _narrow(info: DebugInfo, places: dict[str, Place]) -> None:

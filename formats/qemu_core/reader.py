@@ -73,17 +73,20 @@ def open_core(source: Source, options: OpenOptions) -> Dump:
     process = read_process(source)
     found = _find(process, options)
     damage = [*found.ram.damage, *missing_ram(process, found.ram)]
-    pages, remarks = _store(source, process, found.ram, options)
+    pages, remarks = _store(source, process, found.ram, options, _PAGE)
     if not pages.extents.pages().count:
         reason = "; ".join(damage) or "QEMU has none"
         raise UnsupportedFeatureError(f"no guest memory: {reason}", format="qemu_core", feature="guest memory")
     cpus = read_cpus(found.reader, found.remarks) if found.reader else ()
     arch, endian, cpus = _machine(process, cpus)
     vmcoreinfo = _vmcoreinfo(found.reader, pages, endian, found.remarks) if found.reader else None
+    page_size = (vmcoreinfo and vmcoreinfo.page_size) or _PAGE
+    if page_size != _PAGE:
+        pages, remarks = _store(source, process, found.ram, options, page_size)
     return Dump(
         format="qemu_core",
         variant=f"core of {process.program}, guest memory {found.how}",
-        machine=Machine(arch, endian, _PAGE, release=vmcoreinfo.release if vmcoreinfo else None),
+        machine=Machine(arch, endian, page_size, release=vmcoreinfo.release if vmcoreinfo else None),
         pages=pages,
         sources=(source,),
         cpus=cpus,
@@ -145,23 +148,25 @@ def _bias(process: Process, entry: int) -> int:
     return at - entry
 
 
-def _store(source: Source, process: Process, ram: GuestRam, options: OpenOptions) -> tuple[IndexedStore, list[str]]:
+def _store(
+    source: Source, process: Process, ram: GuestRam, options: OpenOptions, page_size: int
+) -> tuple[IndexedStore, list[str]]:
     """Index the pages where they lie in the core; holes of a sparse core are zero pages."""
     held = process.memory.stretches(ram.start, ram.length, ram.host)
-    data = without_holes(held, source, _PAGE)
-    index = index_segments(source, data.start, data.length, data.offset, _PAGE)
-    there, known = _pages(held.start, held.length), _pages(ram.start, ram.length)
+    data = without_holes(held, source, page_size)
+    index = index_segments(source, data.start, data.length, data.offset, page_size)
+    there, known = _touched(held.start, held.length, page_size), _touched(ram.start, ram.length, page_size)
     zero, missing = difference(there, index.extents.pages()), difference(known, there)
     if options.missing == "zero":
-        zero, missing = union(zero, missing), PageRuns.from_runs(*EMPTY.runs())
-    pages = IndexedStore(index.source, _PAGE, index.extents, zero=zero, excluded=missing)
+        zero, missing = union(zero, missing), EMPTY
+    pages = IndexedStore(index.source, page_size, index.extents, zero=zero, excluded=missing)
     return pages, index.remarks("ranges of memory")
 
 
-def _pages(start: Int64s, length: Int64s) -> PageRuns:
+def _touched(start: Int64s, length: Int64s, page_size: int) -> PageRuns:
     """Give the pages that ranges of bytes touch."""
-    first = start // _PAGE
-    return PageRuns.from_runs(first, -(-(start + length) // _PAGE) - first)
+    first = start // page_size
+    return PageRuns.from_runs(first, -(-(start + length) // page_size) - first)
 
 
 def _machine(process: Process, cpus: tuple[Cpu, ...]) -> tuple[Arch, Endian, tuple[Cpu, ...]]:
