@@ -1,0 +1,268 @@
+"""Debug information: members, sizes and addresses by name; nothing of it may be believed."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dumpxlate import errors
+from dumpxlate.elf.debug_files import debug_file_of, find_debug_file, open_debug_info
+from dumpxlate.elf.dwarf import AlternateFile, Field, alternate_of, read_debug_info
+from dumpxlate.io.source import BytesSource, open_source
+from tests.builders import dwarf
+from tests.builders.dwarf import Die, base, member, pointer, structure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dumpxlate.elf.dwarf import DebugInfo
+
+
+def read(sections: dict[str, bytes], **options: Any) -> DebugInfo:
+    return read_debug_info(BytesSource(dwarf.elf_file(sections, **options), "program"))
+
+
+def sample(form: str = "strp", ref: str = "ref4") -> list[Die]:
+    """Types of a small program: nested, nameless, native and split 128-bit numbers, arrays, typedefs."""
+    int_, wide, char = base("int", 4), base("__int128", 16), base("char", 1)
+    range_ = structure("AddrRange", 32, member("start", 0, wide, ref=ref), member("size", 16, wide, ref=ref), form=form)
+    text = Die("array", [("type", "ref4", char)], [Die("subrange", [("upper_bound", "data2", 255)])])
+    inner = structure(None, 8, member("left", 0, int_), member("right", 4, int_))
+    either = structure(None, 8, member("whole", 0, pointer_ := pointer(int_)), member(None, 0, inner), tag="union")
+    flat = structure(
+        "FlatRange",
+        320,
+        member("mr", 0, pointer_, ref=ref, form=form),
+        member("addr", 16, Die("typedef", [("name", "strp", "Alias"), ("type", "ref4", range_)]), ref=ref),
+        member("idstr", 48, text),
+        member(None, 304, either),
+        form=form,
+    )
+    declared = Die("structure", [("name", "strp", "FlatRange"), ("declaration", "flag", 1)])
+    alias = flat.children[1].values[1][2]
+    return [int_, wide, char, declared, range_, text, inner, pointer_, either, alias, flat]
+
+
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("form", "ref"), [("strp", "ref4"), ("string", "ref4"), ("strp", "ref_addr")])
+def test_members_are_found(version: int, order: str, form: str, ref: str) -> None:
+    decoy = [base("char", 1), Die("variable", [("name", "strp", "FlatRange"), ("declaration", "flag", 1)])]
+    sections = dwarf.build([decoy, sample(form, ref)], version=version, order=order)
+    info = read(sections, order=order)
+    assert info.field("FlatRange.mr") == Field(0, 8, "pointer")
+    assert info.field("FlatRange.addr") == Field(16, 32, "struct")
+    assert info.field("FlatRange.addr.size") == Field(32, 16, "base")
+    assert info.field("FlatRange.idstr") == Field(48, 256, "array", element=1)
+    assert info.field("FlatRange.whole") == Field(304, 8, "pointer")
+    assert info.field("FlatRange.right") == Field(308, 4, "base")
+    assert info.field("Alias.start") == Field(0, 16, "base")
+    assert info.size("FlatRange") == 320
+    assert info.size("int") == 4
+    assert info.field("FlatRange.nothing") is None
+    assert info.field("FlatRange.mr.more") is None
+    assert info.field("Nothing.mr") is None
+    assert info.size("Nothing") is None
+
+
+def test_codes_of_two_bytes_do_not_confuse() -> None:
+    """The second byte of a long code may be the code of another abbreviation, whose name would stand there too."""
+    for first in range(120, 140):
+        info = read(dwarf.build([sample()], first_code=first))
+        assert info.field("FlatRange.addr.start") == Field(16, 16, "base"), first
+    many = [structure(f"Other{number}", 4, member("x", 0, base("int", 4))) for number in range(3)]
+    # Each has an abbreviation of its own: codes 1 to 200.
+    many += [Die("typedef", [("name", "strp", "FlatRange"), *[("byte_size", "data1", 0)] * n]) for n in range(200)]
+    info = read(dwarf.build([many + sample()]))
+    assert info.field("FlatRange.addr.start") == Field(16, 16, "base")
+
+
+def test_offset_of_a_name_may_be_any_number() -> None:
+    strings = dwarf.Strings()
+    at = strings.add("FlatRange")
+    noise = [Die("base", [("byte_size", "data4", at)] * 40) for _ in range(50)]
+    assert read(dwarf.build([noise, sample()], strings=strings)).size("FlatRange") == 320
+
+
+def test_strings_may_end_others() -> None:
+    strings = dwarf.Strings()
+    strings.add("OldFlatRange")
+    other = structure("OldFlatRange", 7, member("mr", 3, base("int", 4)))
+    info = read(dwarf.build([[other, *sample()]], strings=strings))
+    assert info.size("FlatRange") == 320
+    assert info.size("OldFlatRange") == 7
+
+
+def test_location_as_an_expression() -> None:
+    found = structure("Old", 300, member("far", b"\x23\xac\x02", base("int", 4)))
+    info = read(dwarf.build([[found.children[0].values[1][2], found]], version=2))
+    assert info.field("Old.far") == Field(300, 4, "base")
+    odd = structure("Odd", 8, member("far", b"\x06", base("int", 4)))
+    info = read(dwarf.build([[odd.children[0].values[1][2], odd]], version=2))
+    with pytest.raises(errors.CorruptDumpError, match="without a fixed place"):
+        info.field("Odd.far")
+
+
+def test_definition_in_another_unit_completes_a_declaration() -> None:
+    declared = Die("structure", [("name", "strp", "FlatRange"), ("declaration", "flag_present", 1)])
+    holder = structure("Holder", 330, member("inner", 10, declared))
+    info = read(dwarf.build([[declared, holder], sample()]))
+    assert info.field("Holder.inner.addr.start") == Field(26, 16, "base")
+
+
+def test_addresses() -> None:
+    static = Die("variable", [("name", "strp", "state"), ("location", "exprloc", b"\x03" + struct.pack("<Q", 0x7000))])
+    function = Die("function", [("name", "strp", "realize")], [base("int", 4), static])
+    sections = dwarf.build([[function]], version=5)
+    info = read(sections, symbols={"cpus": 0x5000, "state.0": 0x6000}, entry=0x1230, build_id=b"\xab" * 20)
+    assert (info.entry, info.build_id) == (0x1230, "ab" * 20)
+    assert info.address("cpus") == 0x5000
+    assert info.address("state") == 0x7000
+    assert info.address("nothing") is None
+    assert read(sections).address("state") == 0x7000
+
+
+def test_32_bit_files() -> None:
+    holder = structure("Holder", 8, member("at", 4, kind := pointer(size=4)))
+    sections = dwarf.build([[kind, holder]], address=4)
+    info = read(sections, bits=32, symbols={"cpus": 0x5000})
+    assert info.field("Holder.at") == Field(4, 4, "pointer")
+    assert info.address("cpus") == 0x5000
+
+
+@pytest.mark.parametrize("bits", [64, 32])
+def test_compressed_sections(bits: int) -> None:
+    assert read(dwarf.build([sample()]), bits=bits, compress=True).size("FlatRange") == 320
+
+
+def test_sections_that_do_not_unpack() -> None:
+    sections = dwarf.build([sample()])
+    whole = dwarf.elf_file(sections, compress=True)
+    body = bytearray(whole)
+    at = whole.index(b"\x78\x9c")
+    body[at + 2 : at + 12] = b"\xff" * 10
+    with pytest.raises(errors.CorruptDumpError, match="unpack"):
+        read_debug_info(BytesSource(bytes(body)))
+    for algorithm, size, kind in (
+        (9, 10, errors.UnsupportedFeatureError),
+        (1, 1 << 60, errors.CorruptDumpError),
+        (1, 5, errors.CorruptDumpError),
+        (2, 5, errors.CorruptDumpError),
+    ):
+        body = bytearray(whole)
+        body[64 : 64 + 24] = struct.pack("<IIQQ", algorithm, 0, size, 1)
+        if size == 5 and algorithm == 1:
+            body[64 + 8 : 64 + 16] = struct.pack("<Q", 1 << 20)
+        with pytest.raises(kind):
+            read_debug_info(BytesSource(bytes(body)))
+
+
+def test_shared_entries_of_dwz(tmp_path: Path) -> None:
+    shared_strings = dwarf.Strings()
+    shared = dwarf.build([sample()], strings=shared_strings)
+    kind = base("int", 4)
+    own = structure("Own", 4, member("x", 0, kind))
+    own.values[0] = ("name", "strp_alt", "Own")
+    sections = dwarf.build([[kind, own]], shared=shared_strings)
+    (tmp_path / "shared.debug").write_bytes(
+        dwarf.elf_file(shared | {".debug_str": shared_strings.body}, build_id=b"\x01" * 20)
+    )
+    sections[".gnu_debugaltlink"] = b"shared.debug\0" + b"\x01" * 20
+    path = tmp_path / "program.debug"
+    path.write_bytes(dwarf.elf_file(sections))
+    info = open_debug_info(path, tmp_path / "none")
+    assert info.size("Own") == 4
+    assert info.field("FlatRange.addr.start") == Field(16, 16, "base")
+    # Another build of the shared file is not taken.
+    sections[".gnu_debugaltlink"] = b"shared.debug\0" + b"\x02" * 20
+    path.write_bytes(dwarf.elf_file(sections))
+    assert open_debug_info(path, tmp_path / "none").size("FlatRange") is None
+    with open_source(path) as source:
+        assert alternate_of(source) == AlternateFile("shared.debug", "02" * 20)
+
+
+def test_where_debug_information_is_looked_for(tmp_path: Path) -> None:
+    sections = dwarf.build([sample()])
+    root = tmp_path / "root"
+    installed = root / ".build-id" / "ab" / f"{'cd' * 19}.debug"
+    installed.parent.mkdir(parents=True)
+    installed.write_bytes(dwarf.elf_file(sections))
+    program = tmp_path / "program"
+    program.write_bytes(dwarf.elf_file({".text": b"x"}, build_id=b"\xab" + b"\xcd" * 19))
+    assert debug_file_of(program, root) == installed
+    assert find_debug_file("ab" + "cd" * 19, root) == installed
+    assert find_debug_file("../../etc/passwd", root) is None
+    with pytest.raises(errors.UnknownFormatError, match="no debug information"):
+        debug_file_of(program, tmp_path / "none")
+    program.write_bytes(dwarf.elf_file({".text": b"x", ".gnu_debuglink": b"beside.debug\0\0\0\0"}))
+    (tmp_path / "beside.debug").write_bytes(installed.read_bytes())
+    assert debug_file_of(program, tmp_path / "none") == tmp_path / "beside.debug"
+    whole = tmp_path / "whole"
+    whole.write_bytes(dwarf.elf_file(sections))
+    assert debug_file_of(whole, root) == whole
+
+
+class TestHostileFiles:
+    def test_no_debug_information(self) -> None:
+        with pytest.raises(errors.UnknownFormatError, match="no debug information"):
+            read({".text": b"x"})
+
+    def test_types_in_a_circle(self) -> None:
+        first = Die("typedef", [("name", "strp", "Circle")])
+        second = Die("typedef", [("name", "strp", "Other"), ("type", "ref4", first)])
+        first.values.append(("type", "ref4", second))
+        with pytest.raises(errors.CorruptDumpError, match="defined by itself"):
+            read(dwarf.build([[first, second]])).size("Circle")
+
+    def test_structure_inside_itself(self) -> None:
+        found = structure("Self", 8)
+        found.children.append(member(None, 0, found))
+        with pytest.raises(errors.CorruptDumpError, match="do not end"):
+            read(dwarf.build([[found]])).field("Self.x")
+
+    def test_units_that_do_not_fit(self) -> None:
+        sections = dwarf.build([sample()])
+        for head in (struct.pack("<IH", 0x7FFFFFF0, 4), struct.pack("<IH", 0, 4), struct.pack("<IH", 40, 9)):
+            broken = sections | {".debug_info": head + sections[".debug_info"][6:]}
+            with pytest.raises(errors.CorruptDumpError):
+                read(broken)
+
+    @given(st.data())
+    @settings(max_examples=150, deadline=None)
+    def test_any_damage_ends_in_a_typed_error(self, data: st.DataObject) -> None:
+        sections = dwarf.build([sample(), sample()], version=data.draw(st.sampled_from([2, 4, 5])))
+        name = data.draw(st.sampled_from(sorted(sections)))
+        body = bytearray(sections[name])
+        for _ in range(data.draw(st.integers(1, 4))):
+            body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+        sections[name] = bytes(body[: data.draw(st.integers(0, len(body))) or None])
+        try:
+            info = read(sections)
+            for path in ("FlatRange.addr.start", "FlatRange.right", "FlatRange.idstr", "Alias.start"):
+                info.field(path)
+            info.address("FlatRange")
+        except errors.FormatError:
+            pass
+
+
+def test_real_debug_file(shared: Path, unpacked: Callable[[Path], Path]) -> None:
+    """QEMU 7.2, built by gcc: the numbers are those that gdb gives (formats/qemu.md)."""
+    packed = shared / "fixtures" / "qemu-core" / "qemu-system-x86_64.debug.xz"
+    if not packed.exists():
+        pytest.skip("no debug file among the fixtures")
+    info = open_debug_info(unpacked(packed))
+    sizes = {name: info.size(name) for name in ("AddressSpace", "FlatView", "FlatRange", "MemoryRegion", "RAMBlock")}
+    assert sizes == {"AddressSpace": 88, "FlatView": 56, "FlatRange": 64, "MemoryRegion": 272, "RAMBlock": 416}
+    wanted = {
+        "AddressSpace.current_map": 32, "FlatView.ranges": 24, "FlatView.nr": 32, "FlatRange.mr": 0,
+        "FlatRange.addr.start": 16, "FlatRange.addr.size": 32, "MemoryRegion.ram": 41, "MemoryRegion.nonvolatile": 44,
+        "MemoryRegion.ram_block": 56, "MemoryRegion.ram_device": 153, "MemoryRegion.alias": 160,
+        "MemoryRegion.alias_offset": 168, "RAMBlock.host": 24, "RAMBlock.used_length": 48, "RAMBlock.idstr": 76,
+        "RAMBlock.next.le_next": 336, "RAMList.blocks.lh_first": 56,
+    }  # fmt: skip
+    assert {path: found.offset for path in wanted if (found := info.field(path))} == wanted
