@@ -85,7 +85,8 @@ def test_codes_of_two_bytes_do_not_confuse() -> None:
 def test_offset_of_a_name_may_be_any_number() -> None:
     strings = dwarf.Strings()
     at = strings.add("FlatRange")
-    noise = [Die("base", [("byte_size", "data4", at)] * 40) for _ in range(50)]
+    # What looks like an entry: the code of an abbreviation, then a name.
+    noise = [Die("base", [("byte_size", "data1", code), ("upper_bound", "data4", at)]) for code in range(1, 60)]
     assert read(dwarf.build([noise, sample()], strings=strings)).size("FlatRange") == 320
 
 
