@@ -17,7 +17,7 @@ from dumpxlate.dump import Dump, Space
 from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import PageState
 from dumpxlate.registry import all_formats, open_dump
-from tests.builders import avml, elf_cores, kdump, lime, qemu_stream, raw, xen_core, xen_stream, xendump
+from tests.builders import avml, elf_cores, kdump, lime, qemu_core, qemu_stream, raw, xen_core, xen_stream, xendump
 from tests.builders.guest import Guest, small_guest
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ INPUTS = (
     Input("xen_core-hvm", "xen_core", lambda model: xen_core.build(model, hvm=True)),
     Input("xen_stream-hvm", "xen_stream", lambda model: xen_stream.save(model, hvm=True), registers=False),
     Input("xen_stream-pv", "xen_stream", xen_stream.save, NEAR),
+    Input("qemu_core", "qemu_core", lambda model: qemu_core.build(model).data, NEAR, registers=False),
     Input("qemu_stream", "qemu_stream", qemu_stream.save),
     Input("lime", "lime", lime.build, registers=False),
     Input("avml", "avml", lambda model: avml.build(model, keep_zero=True), registers=False),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_LIMIT = 1 << 62
+
 __all__ = ["QemuHints", "RamHint"]
 
 
@@ -15,11 +17,18 @@ class RamHint:
         start: guest-physical address.
         length: bytes.
         host: address in the process.
+
+    Raises:
+        ValueError: it is empty, or leaves any address space.
     """
 
     start: int
     length: int
     host: int
+
+    def __post_init__(self) -> None:
+        if self.length <= 0 or min(self.start, self.host) < 0 or max(self.start, self.host) + self.length > _LIMIT:
+            raise ValueError(f"{self.length:#x} bytes at {self.start:#x}, in QEMU at {self.host:#x}: cannot be")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ AT_PHDR, AT_PHENT, AT_PHNUM, AT_ENTRY = 3, 4, 5, 9
 _NOTES_LIMIT = 64 << 20
 _FIRST_NOTES = 64
 """Notes in which those of the whole process are: kernels put them behind the first thread's, gdb before."""
+_PROGRAM_HEADERS = 64
 _FILES_LIMIT = 1 << 18
 _PIECES_LIMIT = 1 << 24
 _ADDRESS_LIMIT = 1 << 62
@@ -91,6 +93,10 @@ class ProcessMemory:
         self.mapped = merge(*first_wins(loads.vaddr, loads.memsz, loads.vaddr))[:2]
         """What the process had mapped, with or without bytes: start and length."""
         self._source = source
+        # Structures are read one by one, and a search in a list costs a tenth of one in an array.
+        self._starts: list[int] = self.start.tolist()
+        self._stops: list[int] = (self.start + self.length).tolist()
+        self._offsets: list[int] = self.offset.tolist()
 
     def read(self, address: int, length: int, what: str) -> bytes:
         """Read bytes.
@@ -100,13 +106,13 @@ class ProcessMemory:
         """
         parts = []
         at, stop = address, address + length
-        index = int(np.searchsorted(self.start, min(max(at, 0), _ADDRESS_LIMIT), side="right")) - 1
+        index = bisect_right(self._starts, at) - 1
         while at < stop:
-            end = int(self.start[index] + self.length[index]) if 0 <= index < len(self.start) else -1
-            if index < 0 or not self.start[index] <= at < end:
+            end = self._stops[index] if 0 <= index < len(self._starts) else -1
+            if not 0 <= at < end or at < self._starts[index]:
                 raise CorruptDumpError(f"host address {at:#x} is not in the core", what=what)
             take = min(end, stop) - at
-            parts.append(self._source.view(int(self.offset[index]) + at - int(self.start[index]), take))
+            parts.append(self._source.view(self._offsets[index] + at - self._starts[index], take))
             at, index = at + take, index + 1
         return b"".join(parts)
 
@@ -220,7 +226,9 @@ class Process:
         base = headers & ~0xFFF
         head = self.memory.read(base, 64, "ELF header")
         _, endian, header = elf_head(memoryview(head))
-        count = min(header.e_phnum, 64)
+        if header.e_phentsize < (56 if self.file.bits == 64 else 32):
+            return None
+        count = min(header.e_phnum, _PROGRAM_HEADERS)
         rows = self.memory.read(base + header.e_phoff, count * header.e_phentsize, "program headers")
         for at in range(0, len(rows), header.e_phentsize):
             kind, vaddr, size = _segment(rows[at : at + header.e_phentsize], self.file.bits, endian)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["GuestRam", "RamBlock", "Reader", "guest_ram", "ram_blocks"]
 
 _RANGES_LIMIT = 100_000
-_BLOCKS_LIMIT = 1 << 16
+_BLOCKS_LIMIT = 1 << 12
 _ALIASES_LIMIT = 64
 _ADDRESS_LIMIT = 1 << 62
 _TARGET_PAGE = 1 << 12

@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dumpxlate.arch import by_machine_or_unknown, by_name, i386
+from dumpxlate.arch import by_machine_or_unknown, by_name, i386, x86_64
 from dumpxlate.dump import Cpu, Dump, Machine
 from dumpxlate.errors import CorruptDumpError, PageUnavailableError, UnsupportedFeatureError
 from dumpxlate.formats.qemu_core.command_line import arguments, machine_options
@@ -123,9 +123,16 @@ def _find(process: Process, options: OpenOptions) -> _Found:
 
 
 def _infer(process: Process, options: OpenOptions) -> _Found:
-    told = machine_options(arguments(process))
-    machine = options.machine or told.type
-    says = "--machine" if options.machine else "its command line" if told.type else "the names of the blocks"
+    """Find the guest's memory without knowledge of the build; the command line tells what machine it was."""
+    words = arguments(process)
+    told = machine_options(words)
+    machine, says = told.type, "its command line"
+    if options.machine:
+        machine, says = options.machine, "--machine"
+    elif not machine and words and _arch(process) is x86_64.ARCH:
+        machine, says = "pc", "QEMU's default"
+    elif not machine:
+        says = "the names of the blocks"
     below = told.ram_below_4g if options.ram_below_4g is None else options.ram_below_4g
     found = infer_ram(process, machine, below, says)
     return _Found(found.ram, "inferred", None, list(found.evidence), found.attributes)

@@ -193,6 +193,7 @@ def build(
     dirty: int = 1,
     vmcoreinfo: tuple[int, int] | None = None,
     lies: dict[str, int] | None = None,
+    circle: str = "",
     first_page: bool = True,
     stack: bool = True,
     **options: Any,
@@ -207,6 +208,7 @@ def build(
         registers: of each processor, by name: a number for each member of ``env`` that is one.
         vmcoreinfo: guest-physical address and size of the guest's note.
         lies: members of the FlatView that shall be wrong: nr, ranges.
+        circle: "cpus" or "blocks": a list whose last element leads to its first.
         first_page: whether the program's first page, with its build id, is in the core.
         options: of ``elf.build``.
     """
@@ -216,9 +218,9 @@ def build(
     block = Block("pc.ram", block_of(guest)) if blocks is None else None
     all_blocks = [block, Block("/rom@etc/acpi/tables", bytes(2 * PAGE))] if block else list(blocks or ())
     all_ranges = ranges_of(guest, Region(block)) if ranges is None else list(ranges)
-    first_block = _blocks(heap, shapes, all_blocks, bases["ram"])
+    first_block = _blocks(heap, shapes, all_blocks, bases["ram"], circle == "blocks")
     view = _view(heap, shapes, all_ranges, native, lies or {})
-    cpus = _cpus(heap, shapes, registers, dirty)
+    cpus = _cpus(heap, shapes, registers, dirty, circle == "cpus")
     data = Heap(bases["program"] + DATA, order, pointer)
     space, blocks_at, cpu_head, device, kvm_at = (
         data.take(size) for size in (shapes["AddressSpace"][1], shapes["RAMList"][1], 16, pointer, 1)
@@ -238,7 +240,7 @@ def build(
     )
 
 
-def _blocks(heap: Heap, shapes: dict[str, Any], blocks: Sequence[Block], host: int) -> int:
+def _blocks(heap: Heap, shapes: dict[str, Any], blocks: Sequence[Block], host: int, circle: bool) -> int:
     """Put the blocks and their list; gives the first."""
     places, size = shapes["RAMBlock"]
     offset = 0
@@ -260,6 +262,9 @@ def _blocks(heap: Heap, shapes: dict[str, Any], blocks: Sequence[Block], host: i
         if number:
             heap.put(blocks[number - 1].at, places[following], block.at)
             heap.put(block.at, places[back], blocks[number - 1].at + places[following][0])
+    if circle:
+        heap.put(blocks[-1].at, places[following], blocks[0].at)
+        heap.put(blocks[0].at, places[back], blocks[-1].at + places[following][0])
     return blocks[0].at if blocks else 0
 
 
@@ -296,7 +301,7 @@ def _view(heap: Heap, shapes: dict[str, Any], ranges: Sequence[Range], native: b
     return view
 
 
-def _cpus(heap: Heap, shapes: dict[str, Any], registers: Sequence[dict[str, int]], dirty: int) -> int:
+def _cpus(heap: Heap, shapes: dict[str, Any], registers: Sequence[dict[str, int]], dirty: int, circle: bool) -> int:
     """Put the processors, one behind the other in their list; gives the first."""
     state, size = shapes["CPUState"]
     env, env_size = shapes["env"]
@@ -314,6 +319,8 @@ def _cpus(heap: Heap, shapes: dict[str, Any], registers: Sequence[dict[str, int]
         if previous:
             heap.put(previous, state["node.tqe_next"], at)
         first, previous = first or at, at
+    if circle:
+        heap.put(previous, state["node.tqe_next"], first)
     return first
 
 

@@ -1,0 +1,699 @@
+"""Cores of QEMU processes: what QEMU's structures say, what the looks of RAM blocks say, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import struct
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dumpxlate
+from dumpxlate import errors
+from dumpxlate.format import Confidence, OpenOptions
+from dumpxlate.formats.qemu_core import FORMAT
+from dumpxlate.io.source import BytesSource, open_source
+from dumpxlate.pages import PageState
+from dumpxlate.qemu.hints import QemuHints, RamHint
+from dumpxlate.qemu.profile import Profile
+from dumpxlate.registry import detect, open_dump, open_from
+from tests.builders import dwarf, elf, elf_cores, qemu_core
+from tests.builders.elf_notes import vmcoreinfo
+from tests.builders.guest import VMCOREINFO, page, small_guest
+from tests.builders.qemu_core import Block, Core, Range, Region
+from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dumpxlate.dump import Dump
+
+    Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+GUEST = small_guest(excluded=())
+SPLIT = ("-m", "1", "-machine", "q35,accel=tcg,max-ram-below-4g=2M")
+PAGE = 4096
+HOSTS = [(64, "<", True), (64, ">", True), (64, "<", False), (32, "<", False), (32, ">", False)]
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Callable[[Core], OpenOptions]:
+    """Options that name a core's profile."""
+
+    def write(core: Core) -> OpenOptions:
+        path = tmp_path / "profile.json"
+        path.write_text(json.dumps(core.profile))
+        return OpenOptions(qemu=QemuHints(profile=str(path)))
+
+    return write
+
+
+def opened(core: Core | bytes, options: OpenOptions | None = None) -> Dump:
+    return open_from([BytesSource(core if isinstance(core, bytes) else core.data, "core")], options=options)
+
+
+def holds(dump: Dump, guest: Any = GUEST) -> bool:
+    rows = dump.read_pages(guest.ram)
+    return all(row.tobytes() == guest.pages[pfn] for pfn, row in zip(guest.ram, rows, strict=True))
+
+
+def ram_of(dump: Dump) -> list[tuple[int, int]]:
+    start, count = dump.pages.ram.runs()
+    return list(zip(start.tolist(), count.tolist(), strict=True))
+
+
+class TestDetection:
+    def test_beats_elf(self) -> None:
+        source = BytesSource(qemu_core.build(GUEST).data)
+        found, match = detect(source)
+        assert (found.name, match.confidence) == ("qemu_core", Confidence.SPECIFIC)
+        assert match.detail == "core of qemu-system-x86"
+
+    @pytest.mark.parametrize(
+        ("program", "wanted"),
+        [
+            ("qemu-kvm", True),
+            ("kvm", True),
+            ("qemu-system-s390x", True),
+            ("bash", False),
+            ("qemu-img", False),
+            ("qemu-ga", False),
+        ],
+    )
+    def test_by_name(self, program: str, wanted: bool) -> None:
+        assert (FORMAT.detect(BytesSource(qemu_core.build(GUEST, program=program).data)) is not None) == wanted
+
+    def test_renamed_process(self) -> None:
+        """-name process= renames the process; its program is still mapped."""
+        data = qemu_core.build(GUEST).data.replace(b"qemu-system-x86\0", b"my-guest-number\0")
+        assert FORMAT.detect(BytesSource(data)) is not None
+
+    def test_notes_last(self) -> None:
+        """Cores made by gdb have the header of their notes last."""
+        core = qemu_core.build(GUEST, words=SPLIT, notes_last=True)
+        assert holds(opened(core))
+
+    @pytest.mark.parametrize("style", sorted(elf_cores.STYLES))
+    def test_dumps_of_guests_are_left_alone(self, style: str) -> None:
+        assert FORMAT.detect(BytesSource(elf_cores.core(GUEST, style))) is None
+
+    def test_any_cut_is_no_crash(self) -> None:
+        data = qemu_core.build(GUEST).data
+        for size in (0, 3, 4, 17, 18, 40, 63, 64, 100, 200, 500, 700):
+            FORMAT.detect(BytesSource(data[:size]))
+
+    def test_inside_a_container(self, tmp_path: Path) -> None:
+        path = tmp_path / "core.qemu-system-x86.xz"
+        path.write_bytes(lzma.compress(qemu_core.build(GUEST, words=SPLIT).data, preset=0))
+        with open_dump([path]) as dump:
+            assert dump.format == "qemu_core"
+            assert holds(dump)
+
+
+class TestStructures:
+    @pytest.mark.parametrize("release", qemu_core.RELEASES)
+    @pytest.mark.parametrize(("bits", "order", "native"), HOSTS)
+    def test_pages_of_every_release(
+        self, known: Callable[[Core], OpenOptions], release: str, bits: int, order: str, native: bool
+    ) -> None:
+        core = qemu_core.build(GUEST, release=release, bits=bits, order=order, native=native)
+        dump = opened(core, known(core))
+        assert holds(dump)
+        assert dump.pages.ram.count == len(GUEST.ram)
+        assert dump.damage == ()
+        assert dump.attributes["ram_blocks"] == "pc.ram 0x240000, /rom@etc/acpi/tables 0x2000"
+
+    def test_pages_are_read_where_they_lie(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST)
+        dump = opened(core, known(core))
+        table = dump.pages.locate(np.array([7], np.int64))
+        at = int(dump.pages.place(table)[0])
+        assert core.data[at : at + PAGE] == GUEST.pages[7]
+
+    def test_aliases(self, known: Callable[[Core], OpenOptions]) -> None:
+        block = Block("pc.ram", b"".join(page(pfn) for pfn in range(32)))
+        region = Region(block)
+        for _ in range(3):
+            region = Region(alias=region, alias_offset=2 * PAGE)
+        core = qemu_core.build(GUEST, blocks=[block], ranges=[Range(0x100000, 4 * PAGE, region, offset=PAGE)])
+        dump = opened(core, known(core))
+        assert ram_of(dump) == [(0x100, 4)]
+        assert dump.read(0x100000, PAGE) == page(7)
+
+    @pytest.mark.parametrize("release", ["2.0", "2.4"])
+    def test_aliases_by_ram_address(self, known: Callable[[Core], OpenOptions], release: str) -> None:
+        blocks = [Block("pc.ram", bytes(8 * PAGE)), Block("vga.vram", b"".join(page(pfn) for pfn in range(8)))]
+        region = Region(alias=Region(blocks[1]), alias_offset=3 * PAGE)
+        core = qemu_core.build(GUEST, release=release, blocks=blocks, ranges=[Range(0, PAGE, region)])
+        assert opened(core, known(core)).read(0, PAGE) == page(3)
+
+    @pytest.mark.parametrize(
+        ("release", "flag"), [("2.4", "skip_dump"), ("2.6", "skip_dump"), ("7.2", "ram_device"), ("7.2", "nonvolatile")]
+    )
+    def test_what_qemu_leaves_out(self, known: Callable[[Core], OpenOptions], release: str, flag: str) -> None:
+        block = Block("pc.ram", bytes(64 * PAGE))
+        ranges = [
+            Range(0, 8 * PAGE, Region(block)),
+            Range(0x10000, 8 * PAGE, Region(block, flags={flag: 1})),
+            Range(0x20000, 8 * PAGE, Region(block, ram=0)),
+        ]
+        core = qemu_core.build(GUEST, release=release, blocks=[block], ranges=ranges)
+        assert ram_of(opened(core, known(core))) == [(0, 8)]
+
+    def test_ranges_smaller_than_a_page(self, known: Callable[[Core], OpenOptions]) -> None:
+        block = Block("pc.ram", b"".join(page(pfn) for pfn in range(8)))
+        region = Region(block)
+        ranges = [Range(0, PAGE + 0x200, region), Range(PAGE + 0x400, 0x100, region, 0x2400)]
+        core = qemu_core.build(GUEST, blocks=[block], ranges=ranges)
+        dump = opened(core, known(core))
+        assert dump.read(PAGE, 0x200) == page(1)[:0x200]
+        assert dump.read(PAGE + 0x400, 0x100) == page(2)[0x400:0x500]
+        assert dump.read(PAGE + 0x200, 0x200) == bytes(0x200)
+
+    def test_same_from_debug_information(self, known: Callable[[Core], OpenOptions], tmp_path: Path) -> None:
+        """The numbers of a profile put into debug information give the same profile again."""
+        core = qemu_core.build(GUEST)
+        path = tmp_path / "qemu.debug"
+        path.write_bytes(debug_file(core.profile))
+        options = OpenOptions(qemu=QemuHints(debug_file=str(path)))
+        assert holds(opened(core, options))
+        options = OpenOptions(qemu=QemuHints(binary=str(path)))
+        assert holds(opened(core, options))
+        assert ram_of(opened(core, options)) == ram_of(opened(core, known(core)))
+
+
+def debug_file(profile: dict[str, Any], *, build_id: bytes = qemu_core.BUILD_ID) -> bytes:
+    """Debug information that says what a profile says; 128-bit numbers as structures, as old compilers have them."""
+    number = dwarf.base("uint64_t", 8)
+    wide = dwarf.structure("Int128", 16, dwarf.member("lo", 0, number), dwarf.member("hi", 8, number))
+    kinds: dict[int, Any] = {8: number, 16: wide}
+    groups: dict[str, dict[str, Any]] = {}
+    for path, (offset, size) in profile["places"].items():
+        struct_name, _, name = path.partition(".")
+        groups.setdefault(struct_name, {})[name] = (offset, size)
+    env = groups.pop("env")
+    dies = [number, wide]
+    at = min(offset for offset, _ in env.values())
+    cpu = {name: (offset - at, size) for name, (offset, size) in env.items()}
+    for name, fields in (*groups.items(), ("CPUX86State", cpu)):
+        members = []
+        inner: dict[str, list[Any]] = {}
+        for field, (offset, size) in fields.items():
+            if size not in kinds:
+                kinds[size] = dwarf.base(f"bytes{size}", min(size, 255)) if size < 256 else text(number, dies)
+                dies.append(kinds[size])
+            first, dot, rest = field.partition(".")
+            kind = wide if name == "FlatRange" and dot else kinds[size]
+            if dot:
+                inner.setdefault(first, []).append(dwarf.member(rest, offset, kind))
+            else:
+                members.append(dwarf.member(field, offset, kind))
+        for first, parts in inner.items():
+            nested = dwarf.structure(None, 64, *parts)
+            dies.append(nested)
+            members.append(dwarf.member(first, 0, nested))
+        dies.append(dwarf.structure(name, profile["sizes"].get(name, 1024), *members))
+    state = dies[-1]
+    dies.append(dwarf.structure("X86CPU", 4096, dwarf.member("env", at, state)))
+    symbols = {name: int(value, 16) for name, value in profile["addresses"].items()}
+    return dwarf.elf_file(dwarf.build([dies]), entry=int(profile["entry"], 16), build_id=build_id, symbols=symbols)
+
+
+def text(number: Any, dies: list[Any]) -> Any:
+    char = dwarf.base("char", 1)
+    dies.append(char)
+    return dwarf.Die("array", [("type", "ref4", char)], [dwarf.Die("subrange", [("upper_bound", "data2", 255)])])
+
+
+class TestLooks:
+    @pytest.mark.parametrize("release", qemu_core.RELEASES)
+    @pytest.mark.parametrize("order", ["<", ">"])
+    def test_split_memory_of_every_release(self, release: str, order: str) -> None:
+        dump = opened(qemu_core.build(GUEST, release=release, order=order, words=SPLIT))
+        assert holds(dump)
+        assert ram_of(dump) == [(0, 0x200), (1 << 20, 0x40)]
+        assert dump.attributes["board"] == "q35"
+        assert "inferred" in dump.variant
+        assert any("type q35 (its command line)" in remark for remark in dump.remarks)
+
+    def test_user_knows_better(self) -> None:
+        core = qemu_core.build(GUEST, words=SPLIT)
+        dump = opened(core, OpenOptions(machine="pc", ram_below_4g=0x100000))
+        assert dump.attributes["board"] == "pc"
+        assert ram_of(dump) == [(0, 0x100), (1 << 20, 0x140)]
+        assert any("(--machine)" in remark for remark in dump.remarks)
+
+    def test_without_a_stack(self) -> None:
+        dump = opened(qemu_core.build(GUEST, words=SPLIT, stack=False))
+        assert ram_of(dump) == [(0, 0x240)]
+        assert any("type pc (the names of the blocks)" in remark for remark in dump.remarks)
+
+    def test_long_command_lines(self) -> None:
+        words = (*("-device", "x" * 500) * 200, "-M", "virt,gic-version=3", "-append", "-machine q35")
+        block = Block("mach-virt.ram", b"".join(page(pfn) for pfn in range(16)))
+        core = qemu_core.build(GUEST, blocks=[block], ranges=[], words=words, program="qemu-system-aarch64")
+        dump = opened(core)
+        assert ram_of(dump) == [(0x40000, 16)]
+        assert dump.machine.arch.name == "aarch64"
+        assert dump.read(0x40000000, PAGE) == page(0)
+
+    def test_behind_the_vga_window_is_no_memory(self) -> None:
+        blocks = [Block("vga.vram", bytes(PAGE)), Block("pc.ram", bytes(0x200000))]
+        dump = opened(qemu_core.build(GUEST, blocks=blocks, ranges=[]))
+        assert ram_of(dump) == [(0, 0xA0), (0xC0, 0x140)]
+
+    def test_first_block_need_not_be_found_first(self) -> None:
+        blocks = [Block(f"ram-node{node}", page(node) * 16) for node in (1, 0)] + [Block("pc.bios", page(7) * 16)]
+        dump = opened(qemu_core.build(GUEST, blocks=blocks, ranges=[]))
+        assert dump.read(0, PAGE) == page(0)
+        assert dump.read(16 * PAGE, PAGE) == page(1)
+        assert dump.read((1 << 32) - PAGE, PAGE) == page(7)
+
+    def test_names_alone_are_no_blocks(self) -> None:
+        block = Block("backend", b"pc.ram\0".ljust(64, b"\0") * 1000)
+        with pytest.raises(errors.UnsupportedFeatureError, match=r"--debug-file.*--profile.*--ram-block"):
+            opened(qemu_core.build(GUEST, blocks=[block], ranges=[]))
+
+    def test_memory_by_hand(self) -> None:
+        core = qemu_core.build(GUEST)
+        hints = QemuHints(ram=tuple(RamHint(*each) for each in core.ranges))
+        dump = opened(core, OpenOptions(qemu=hints))
+        assert holds(dump)
+        assert dump.variant.endswith("as given by hand")
+
+    @pytest.mark.parametrize("bad", [(0, 0, 0), (-1, 1, 0), (0, 1 << 63, 0), (1 << 62, 1, 0)])
+    def test_hand_of_nonsense(self, bad: tuple[int, int, int]) -> None:
+        with pytest.raises(ValueError, match="cannot be"):
+            RamHint(*bad)
+
+
+class TestMissing:
+    def test_all_of_it(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST, blocks=[block := Block("pc.ram", bytes(0x10000), mapped=False)], ranges=[
+            Range(0, 0x10000, Region(block))
+        ])  # fmt: skip
+        for options in (known(core), OpenOptions()):
+            with pytest.raises(errors.UnsupportedFeatureError, match=r"no guest memory.*dump-guest-core=on"):
+                opened(core, options)
+
+    @pytest.mark.parametrize(
+        ("file", "advice"),
+        [
+            ("", "dump-guest-core=on"),
+            ("/dev/hugepages/ram (deleted)", "bits 5 and 6"),
+            ("/memfd:pc.ram (deleted)", "bit 1"),
+            ("/dev/shm/ram0", "bits 2 and 3"),
+        ],
+    )
+    def test_some_of_it(self, known: Callable[[Core], OpenOptions], tmp_path: Path, file: str, advice: str) -> None:
+        blocks = [Block("ram0", page(1) * 8), Block("ram1", bytes(8 * PAGE), mapped=False, file=file)]
+        ranges = [Range(0, 8 * PAGE, Region(blocks[0])), Range(8 * PAGE, 8 * PAGE, Region(blocks[1]))]
+        core = qemu_core.build(GUEST, blocks=blocks, ranges=ranges)
+        dump = opened(core, known(core))
+        assert len(dump.damage) == 1
+        assert "32,768 bytes of guest memory are not in the core" in dump.damage[0]
+        assert advice in dump.damage[0]
+        assert dump.states([7, 8]) == [PageState.STORED, PageState.EXCLUDED]
+        with pytest.raises(errors.DumpxlateError, match="not in the core"):
+            dumpxlate.convert(dump, tmp_path / "out", "elf")
+        assert not (tmp_path / "out").exists()
+        options = known(core)
+        zero = opened(core, OpenOptions(qemu=options.qemu, missing="zero"))
+        assert zero.states([8]) == [PageState.ZERO]
+
+    def test_not_mapped_at_all(self, known: Callable[[Core], OpenOptions]) -> None:
+        """gdb leaves mappings out that it does not write."""
+        blocks = [Block("ram0", page(1) * 8), Block("ram1", bytes(8 * PAGE))]
+        ranges = [Range(0, 8 * PAGE, Region(blocks[0])), Range(8 * PAGE, 8 * PAGE, Region(blocks[1]))]
+        core = qemu_core.build(GUEST, blocks=blocks, ranges=ranges)
+        at = core.data.index(struct.pack("<Q", blocks[1].host)) - 16  # its program header
+        data = bytearray(core.data)
+        data[at : at + 4] = struct.pack("<I", 0)  # PT_NULL
+        (said,) = opened(bytes(data), known(core)).damage
+        assert "not listed" in said
+
+    def test_truncated(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST, stack=False)
+        data = core.data[: -0x40 * PAGE]
+        (said,) = opened(data, known(core)).damage
+        assert said.startswith("truncated: ")
+        assert "ulimit -c" in said
+
+    def test_holes_of_a_sparse_core_are_zero(self, known: Callable[[Core], OpenOptions], tmp_path: Path) -> None:
+        size = 64 << 20
+        block = Block("pc.ram", bytes(size))
+        core = qemu_core.build(GUEST, blocks=[block], ranges=[Range(0, size, Region(block))], stack=False)
+        path = tmp_path / "core"
+        with path.open("wb") as file:
+            file.write(core.data[:-size])
+            file.seek(9 << 20, 1)
+            file.write(page(9 << 8))
+            file.truncate(len(core.data))
+        with open_dump([path], options=known(core)) as dump:
+            states = dump.states([0, 9 << 8, 1 << 13])
+            assert dump.read(9 << 20, PAGE) == page(9 << 8)
+            assert dump.pages.stored.count == size // PAGE
+        assert states == [PageState.ZERO, PageState.STORED, PageState.ZERO]
+
+
+class TestProcessors:
+    def registers(self, **more: int) -> dict[str, int]:
+        values = {f"regs[{number}]": 0x1000 + number for number in range(16)}
+        values |= {"eip": 0xFFFFFFFF81000000, "eflags": 0x246, "efer": 0xD01, "cr[0]": 0x80050033, "cr[3]": 0x2A000}
+        return values | more
+
+    def test_registers(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST, registers=[self.registers(), self.registers(eip=0x77)])
+        dump = opened(core, known(core))
+        assert [cpu.index for cpu in dump.cpus] == [0, 1]
+        found = dump.cpus[0].registers
+        assert (found["rip"], found["rflags"], found["cr3"]) == (0xFFFFFFFF81000000, 0x246, 0x2A000)
+        names = [
+            "rax",
+            "rcx",
+            "rdx",
+            "rbx",
+            "rsp",
+            "rbp",
+            "rsi",
+            "rdi",
+            "r8",
+            "r9",
+            "r10",
+            "r11",
+            "r12",
+            "r13",
+            "r14",
+            "r15",
+        ]
+        assert [found[name] for name in names] == [0x1000 + number for number in range(16)]
+        assert dump.cpus[1].registers["rip"] == 0x77
+        assert dump.machine.arch.name == "x86_64"
+        assert not any("stale" in remark for remark in dump.remarks)
+
+    def test_segments(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(
+            GUEST, registers=[{"segs[3]": 0x10, "segs[4]": 0xF0000, "segs[5]": 0x9B00 << 32 | 0xFFFF}]
+        )
+        found = opened(core, known(core)).cpus[0].registers
+        assert [found[name] for name in ("cs", "cs_base", "cs_limit", "cs_flags")] == [0x10, 0xF0000, 0xFFFF, 0x9B00]
+
+    def test_first_processor_tells_the_mode(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST, registers=[self.registers(efer=0, eip=0xFFF0)])
+        dump = opened(core, known(core))
+        assert dump.machine.arch.name == "i386"
+        assert dump.cpus[0].registers["eip"] == 0xFFF0
+
+    @pytest.mark.parametrize(("kvm", "dirty", "stale"), [(0, 0, False), (1, 1, False), (1, 0, True)])
+    def test_stale_registers(self, known: Callable[[Core], OpenOptions], kvm: int, dirty: int, stale: bool) -> None:
+        core = qemu_core.build(GUEST, registers=[self.registers()] * 2, kvm=kvm, dirty=dirty)
+        remarks = opened(core, known(core)).remarks
+        assert any("registers of 2 of 2 processors are stale" in remark for remark in remarks) == stale
+
+    def test_list_in_a_circle(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST, registers=[self.registers()] * 2, circle="cpus")
+        dump = opened(core, known(core))
+        assert dump.cpus == ()
+        assert any("more than 4096 processors" in remark for remark in dump.remarks)
+
+    def test_vmcoreinfo_of_the_device(self, known: Callable[[Core], OpenOptions]) -> None:
+        note = vmcoreinfo(VMCOREINFO)
+        guest = GUEST.but(pages={**GUEST.pages, 8: note.ljust(PAGE, b"\0")})
+        core = qemu_core.build(guest, vmcoreinfo=(8 * PAGE, len(note)))
+        dump = opened(core, known(core))
+        assert dump.vmcoreinfo
+        assert dump.vmcoreinfo.text == VMCOREINFO
+        assert dump.machine.release == "6.1.0-model"
+
+    def test_vmcoreinfo_of_large_pages(self, known: Callable[[Core], OpenOptions]) -> None:
+        note = vmcoreinfo(VMCOREINFO.replace("PAGESIZE=4096", "PAGESIZE=65536"))
+        block = Block("mach-virt.ram", note.ljust(32 * PAGE, b"\0"))
+        ranges = [Range(0x40000000, 32 * PAGE, Region(block))]
+        core = qemu_core.build(
+            GUEST, blocks=[block], ranges=ranges, vmcoreinfo=(0x40000000, len(note)), program="qemu-system-aarch64"
+        )
+        dump = opened(core, known(core))
+        assert dump.machine.page_size == 65536
+        assert ram_of(dump) == [(0x4000, 2)]
+
+    @pytest.mark.parametrize("where", [0x3000, 1 << 50, (1 << 64) - 1])
+    def test_vmcoreinfo_that_is_none(self, known: Callable[[Core], OpenOptions], where: int) -> None:
+        core = qemu_core.build(GUEST, vmcoreinfo=(where, 3000))
+        dump = opened(core, known(core))
+        assert dump.vmcoreinfo is None
+        assert any("vmcoreinfo is not read" in remark for remark in dump.remarks)
+
+
+class TestBuilds:
+    def test_another_build(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST)
+        core.profile["build_id"] = "ab" * 20
+        with pytest.raises(errors.UnsupportedFeatureError, match=r"another build of QEMU: build id abab.*404142"):
+            opened(core, known(core))
+
+    def test_another_build_without_an_id(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST, first_page=False)
+        dump = opened(core, known(core))
+        assert any("does not tell its build id" in remark for remark in dump.remarks)
+        core.profile["entry"] = "0x1234"
+        with pytest.raises(errors.CorruptDumpError, match="another build"):
+            opened(core, known(core))
+        core.profile["entry"] = "0x3230"
+        with pytest.raises(errors.CorruptDumpError, match="is of another build"):
+            opened(core, known(core))
+
+    def test_another_kind_of_host(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST)
+        core.profile["bits"] = 32
+        with pytest.raises(errors.UnsupportedFeatureError, match="another kind"):
+            opened(core, known(core))
+
+    def test_profile_keeps_everything(self) -> None:
+        document = qemu_core.build(GUEST).profile
+        schema = json.loads((ROOT / "docs" / "schemas" / "qemu-profile-1.json").read_text())
+        profile = Profile.from_json(json.dumps(document), "x")
+        written = json.loads(profile.to_json())
+        jsonschema.validate(written, schema, cls=jsonschema.Draft202012Validator)
+        assert written == document
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"schema": "dumpxlate.qemu-profile/2"},
+            {"entry": 5},
+            {"entry": "0x" + "f" * 17},
+            {"addresses": {}},
+            {"addresses": {"address_space_memory": -1}},
+            {"sizes": {"FlatRange": 0}},
+            {"sizes": {"FlatRange": 1 << 40}},
+            {"sizes": {"FlatRange": 24}},
+            {"places": {}},
+            {"places": {"FlatRange.mr": [0]}},
+            {"places": {"FlatRange.mr": [0, 1 << 30]}},
+            {"places": []},
+        ],
+    )
+    def test_profiles_that_are_none(self, change: dict[str, Any]) -> None:
+        document = qemu_core.build(GUEST).profile | change
+        with pytest.raises(errors.FormatError):
+            Profile.from_json(json.dumps(document), "x")
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100000, '{"schema": 1}', "\xff"])
+    def test_text_that_is_no_profile(self, text: str) -> None:
+        with pytest.raises(errors.CorruptDumpError, match="not a profile"):
+            Profile.from_json(text.encode("latin-1"), "x")
+
+
+class TestHostileCores:
+    def test_aliases_in_a_circle(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST, blocks=[Block("pc.ram", bytes(PAGE))], ranges=[Range(0, PAGE, circle())])
+        with pytest.raises(errors.CorruptDumpError, match="aliases of one another"):
+            opened(core, known(core))
+
+    def test_blocks_in_a_circle(self, known: Callable[[Core], OpenOptions]) -> None:
+        old = qemu_core.build(GUEST, release="2.0", circle="blocks")
+        with pytest.raises(errors.CorruptDumpError, match="RAM blocks"):
+            opened(old, known(old))
+        new = qemu_core.build(GUEST, circle="blocks", words=SPLIT)
+        assert holds(opened(new, known(new)))
+        assert holds(opened(new))
+
+    @pytest.mark.parametrize("count", [100_001, 5_000_000, 0xFFFFFFFF])
+    def test_millions_of_ranges(self, known: Callable[[Core], OpenOptions], count: int) -> None:
+        core = qemu_core.build(GUEST, lies={"nr": count})
+        with pytest.raises(errors.CorruptDumpError, match="ranges of memory: expected 100,000 at most"):
+            opened(core, known(core))
+
+    @pytest.mark.parametrize("lies", [{"nr": 99_999}, {"ranges": 0}, {"ranges": (1 << 64) - 64}, {"ranges": 1 << 63}])
+    def test_table_that_is_not_there(self, known: Callable[[Core], OpenOptions], lies: dict[str, int]) -> None:
+        core = qemu_core.build(GUEST, lies=lies)
+        with pytest.raises(errors.CorruptDumpError, match="not in the core"):
+            opened(core, known(core))
+
+    @pytest.mark.parametrize(
+        ("start", "size", "offset"),
+        [(0, 0, 0), (0, 65 * PAGE, 0), (0, PAGE, 64 * PAGE), (1 << 63, PAGE, 0), (0, 1 << 63, 0), (0, PAGE, 1 << 63)],
+    )
+    def test_ranges_that_cannot_be(
+        self, known: Callable[[Core], OpenOptions], start: int, size: int, offset: int
+    ) -> None:
+        block = Block("pc.ram", bytes(64 * PAGE))
+        region = Region(block)
+        ranges = [Range(0x100000, 4 * PAGE, region), *[Range(start, size, region, offset)] * 20]
+        core = qemu_core.build(GUEST, blocks=[block], ranges=ranges)
+        dump = opened(core, known(core))
+        assert ram_of(dump) == [(0x100, 4)]
+        assert len(dump.damage) == 9
+        assert "leave their RAM block" in dump.damage[0]
+
+    def test_block_outside_any_segment(self, known: Callable[[Core], OpenOptions]) -> None:
+        for host in (0x1000, 0x7FFFFFFFF000, (1 << 63) - PAGE, (1 << 64) - PAGE):
+            block = Block("pc.ram", bytes(PAGE))
+            core = qemu_core.build(GUEST, blocks=[block], ranges=[Range(0, PAGE, Region(block))])
+            at = core.data.rindex(struct.pack("<Q", block.host))  # behind the program headers
+            data = core.data[:at] + struct.pack("<Q", host) + core.data[at + 8 :]
+            with pytest.raises(errors.UnsupportedFeatureError, match="no guest memory"):
+                opened(data, known(core))
+
+    def test_many_ranges_over_many_segments(self) -> None:
+        """Pieces are counted before they are written out."""
+        core = qemu_core.build(GUEST).data
+        at, size = (struct.unpack_from("<Q", core, 64 + place)[0] for place in (8, 32))
+        loads = [elf.Segment(data=b"x", vaddr=0x7F0000000000 + 2 * number) for number in range(8000)]
+        data = elf.build(loads, [core[at : at + size]])
+        hints = QemuHints(ram=tuple(RamHint(number << 40, 1 << 39, 0x7F0000000000) for number in range(4000)))
+        with pytest.raises(errors.CorruptDumpError, match="lies in 32,000,000 pieces"):
+            opened(data, OpenOptions(qemu=hints))
+
+    @given(st.data())
+    @settings(max_examples=150, deadline=None)
+    def test_any_damage_ends_in_a_typed_error(
+        self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    ) -> None:
+        core = qemu_core.build(GUEST, words=SPLIT, registers=[{"eip": 1}], vmcoreinfo=(0x3000, 100))
+        body = bytearray(core.data)
+        edges = [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x5000]
+        for _ in range(data.draw(st.integers(1, 12))):
+            at = data.draw(st.sampled_from(edges)) + data.draw(st.integers(0, 1200))
+            body[at] = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]) | st.integers(0, 255))
+        path = tmp_path_factory.mktemp("fuzz") / "profile.json"
+        path.write_text(json.dumps(core.profile))
+        for options in (OpenOptions(qemu=QemuHints(profile=str(path))), OpenOptions()):
+            try:
+                dump = FORMAT.open([BytesSource(bytes(body))], options)
+                dump.read_pages([0, 7, 1 << 20])
+            except errors.DumpxlateError:
+                pass
+
+
+def circle() -> Region:
+    """A region that is an alias of an alias of itself."""
+    first = Region()
+    first.alias = Region(alias=first)
+    return first
+
+
+@pytest.fixture
+def real(shared: Path, unpacked: Callable[[Path], Path]) -> Callable[[str], Path]:
+    """Unpack one of the real files."""
+    folder = shared / "fixtures" / "qemu-core"
+    if not folder.is_dir():
+        pytest.skip("no cores of QEMU among the fixtures")
+    return lambda name: unpacked(folder / f"{name}.xz")
+
+
+@pytest.mark.parametrize("name", ["pc/core", "q35/core", "q35/gdb.core"])
+@pytest.mark.parametrize("way", ["debug information", "profile", "looks"])
+def test_real_cores_equal_qemus_own_dump(real: Callable[[str], Path], tmp_path: Path, name: str, way: str) -> None:
+    """Page for page and block for block, ROM and memory above the hole included; registers, too."""
+    debug_file, hints = real("qemu-system-x86_64.debug"), None
+    if way == "debug information":
+        hints = QemuHints(debug_file=str(debug_file))
+    if way == "profile":
+        from dumpxlate.elf.debug_files import open_debug_info
+
+        path = tmp_path / "profile.json"
+        path.write_text(Profile.from_debug_info(open_debug_info(debug_file), "x").to_json())
+        hints = QemuHints(profile=str(path))
+    truth = real(f"{name.split('/')[0]}/elf.dump")
+    with open_dump([real(name)], options=OpenOptions(qemu=hints)) as dump, open_dump([truth]) as model:
+        assert ram_of(dump) == ram_of(model)
+        assert np.array_equal(dump.pages.stored.runs(), model.pages.stored.runs())
+        pfns = model.pages.ram.select(0, model.pages.ram.count)
+        assert (dump.read_pages(pfns) == model.read_pages(pfns)).all()
+        assert dump.damage == ()
+        if hints:
+            assert dump.machine.arch == model.machine.arch
+            for cpu, wanted in zip(dump.cpus, model.cpus, strict=True):
+                told = {register: value for register, value in wanted.registers.items() if register in cpu.registers}
+                assert len(told) > 50
+                assert told == {register: cpu.registers[register] for register in told}
+
+
+def test_real_ranges_are_those_of_the_monitor(real: Callable[[str], Path], shared: Path) -> None:
+    """``info mtree -f`` names the same ranges as RAM and ROM."""
+    import re
+
+    listing = (shared / "fixtures" / "qemu-core" / "q35" / "mtree.txt").read_text().split("FlatView #1")[0]
+    rows = re.findall(r"^  ([0-9a-f]{16})-([0-9a-f]{16}) \(prio \d+, (?:ram|rom)\)", listing, re.MULTILINE)
+    hints = QemuHints(debug_file=str(real("qemu-system-x86_64.debug")))
+    with open_dump([real("q35/core")], options=OpenOptions(qemu=hints)) as dump:
+        assert dump.attributes["ranges"] == len(rows)
+        known = {pfn for first, count in ram_of(dump) for pfn in range(first, first + count)}
+    assert known == {pfn for low, high in rows for pfn in range(int(low, 16) // PAGE, (int(high, 16) + 1) // PAGE)}
+
+
+class TestCommandLine:
+    def test_profile_and_core(self, cli: Cli, tmp_path: Path) -> None:
+        core = qemu_core.build(GUEST, registers=[{"eip": 0x1234, "efer": 0x500}])
+        (tmp_path / "core").write_bytes(core.data)
+        (tmp_path / "qemu.debug").write_bytes(debug_file(core.profile))
+        done = cli("qemu-profile", "qemu.debug", "-o", "qemu.json")
+        assert done.returncode == 0, done.stderr
+        printed = cli("qemu-profile", "qemu.debug").stdout
+        assert printed == (tmp_path / "qemu.json").read_text()
+        schema = json.loads((ROOT / "docs" / "schemas" / "qemu-profile-1.json").read_text())
+        jsonschema.validate(json.loads(printed), schema, cls=jsonschema.Draft202012Validator)
+        assert cli("qemu-profile", "qemu.debug", "-o", "qemu.json").returncode == 2
+        info = json.loads(cli("info", "--json", "core", "--profile", "qemu.json").stdout)
+        assert info["format"]["name"] == "qemu_core"
+        for option in (("--profile", "qemu.json"), ("--debug-file", "qemu.debug"), ("--qemu-binary", "qemu.debug")):
+            done = cli("convert", "core", *option, "-o", "out", "--to", "elf", "--force")
+            assert done.returncode == 0, done.stderr
+            with open_dump([tmp_path / "out"]) as dump:
+                assert holds(dump)
+                assert dump.cpus[0].registers["rip"] == 0x1234
+
+    def test_memory_by_hand(self, cli: Cli, tmp_path: Path) -> None:
+        core = qemu_core.build(GUEST)
+        (tmp_path / "core").write_bytes(core.data)
+        words = [word for start, length, host in core.ranges for word in ("--ram-block", f"{start}:{length}:{host:#x}")]
+        done = cli("convert", "core", *words, "-o", "out", "--to", "elf")
+        assert done.returncode == 0, done.stderr
+        with open_dump([tmp_path / "out"]) as dump:
+            assert holds(dump)
+        assert cli("info", "core", "--ram-block", "1:2").returncode == 2
+
+    def test_program_that_is_not_qemu(self, cli: Cli, tmp_path: Path) -> None:
+        (tmp_path / "other").write_bytes(dwarf.elf_file(dwarf.build([[dwarf.base("int", 4)]])))
+        done = cli("qemu-profile", "other", "-o", "x")
+        assert done.returncode == 3
+        assert "not of a QEMU system emulator" in done.stderr
+        assert not (tmp_path / "x").exists()
+
+
+def test_source_is_closed_with_the_dump(tmp_path: Path) -> None:
+    path = tmp_path / "core"
+    path.write_bytes(qemu_core.build(GUEST, words=SPLIT).data)
+    source = open_source(path)
+    with open_from([source]):
+        pass
+    with pytest.raises((ValueError, OSError)):
+        source.view(0, 1)
