@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
     from dumpxlate.formats.qemu_core.process import Process
 
-__all__ = ["MachineOptions", "arguments", "machine_options"]
+__all__ = ["MachineOptions", "arguments", "machine_options", "shown_arguments"]
 
 _AT_RANDOM = 25
+_SHOWN = 79
 _STACK = 8 << 20
 _WORDS = 1 << 16
 _ARGUMENT = 1 << 16
@@ -49,6 +50,12 @@ def arguments(process: Process) -> tuple[str, ...]:
         return _arguments(process)
     except (CorruptDumpError, struct.error):
         return ()
+
+
+def shown_arguments(process: Process) -> tuple[str, ...]:
+    """Give the arguments that NT_PRPSINFO shows, without one that is cut."""
+    words = process.arguments.split()
+    return tuple(words[:-1] if len(process.arguments) >= _SHOWN else words)
 
 
 def _arguments(process: Process) -> tuple[str, ...]:

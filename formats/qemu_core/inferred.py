@@ -8,7 +8,7 @@ changed twice since 2.0::
     since 2.12    ... | host | colo_cache | offset | used_length | max_length | resized | flags | idstr | ...
 
 One that is found leads to all others by their list. The memory of a real block is mapped, in one piece, and consists
-of whole pages.
+of whole pages. Where a core holds no structures at all, its largest mapping is taken for the machine's memory.
 
 Sources: qemu include/exec/ramblock.h (cpu-all.h before 2.6), releases 2.0 to 10.2.
 """
@@ -23,14 +23,14 @@ import numpy as np
 
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.formats.qemu_core.ram import GuestRam, RamBlock
-from dumpxlate.qemu.layout import Block, board_of, lay_out
+from dumpxlate.qemu.layout import Block, board_of, lay_out, main_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from dumpxlate.formats.qemu_core.process import Process, ProcessMemory
 
-__all__ = ["Inferred", "find_blocks", "infer_ram"]
+__all__ = ["Inferred", "find_blocks", "infer_ram", "largest_mapping"]
 
 _KNOWN = (b"pc.ram\0", b"/rom@etc/acpi/tables\0", b"mach-virt.ram\0", b"pc.bios\0", b"ram-node0\0")
 """Names that machines give their blocks; one of them is enough."""
@@ -40,7 +40,7 @@ _HITS_LIMIT = 1 << 16
 _BLOCKS_LIMIT = 1 << 12
 _CHUNK = 16 << 20
 _SEARCH_LIMIT = 4 << 30
-_PAGE = 1 << 12
+_PAGE, _MIB = 1 << 12, 1 << 20
 _ADDRESS_LIMIT = 1 << 62
 
 
@@ -73,7 +73,7 @@ class Inferred:
     attributes: dict[str, int | str]
 
 
-def infer_ram(process: Process, machine: str | None, below_4g: int | None, told: str) -> Inferred:
+def infer_ram(process: Process, machine: str | None, below_4g: int | None, told: str, *, x86: bool) -> Inferred:
     """Find RAM blocks, and lay them out.
 
     Args:
@@ -81,11 +81,14 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
         machine: type of the machine; None where nothing tells.
         below_4g: bytes of RAM below 4 GiB, where somebody says so.
         told: who says what type of machine it is.
+        x86: whether it is a PC.
 
     Raises:
         UnsupportedFeatureError: no RAM block is found, or the machine's layout is not known.
     """
-    blocks = find_blocks(process)
+    blocks, found_by = find_blocks(process), "their names and mappings"
+    if not blocks:
+        blocks, found_by = largest_mapping(process), "size alone, since QEMU's own structures are not in the core"
     if not blocks:
         raise UnsupportedFeatureError(
             "no RAM block is found by its looks: give the debug information of this QEMU (--debug-file), a profile of "
@@ -93,13 +96,15 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
             format="qemu_core",
             feature="RAM blocks",
         )
+    if not machine and x86:
+        machine, told = _any_pc(blocks), "pc and q35 are alike with so little memory"
     board = board_of(machine or "", [block.name for block in blocks])
     layout = lay_out(board, [Block(block.name, block.length) for block in blocks], below_4g=below_4g)
     rows = [(each.start, each.length, blocks[each.block].host + each.offset) for each in layout.placements]
     evidence = (
         (
-            f"inferred, without debug information: {len(blocks)} RAM blocks, found by their names and mappings, are "
-            f"laid out as on a machine of type {board.name} ({told})"
+            f"inferred, without debug information: {len(blocks)} RAM blocks, found by {found_by}, are laid out as on "
+            f"a machine of type {board.name} ({told})"
         ),
         *layout.remarks,
     )
@@ -107,6 +112,23 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
     if board.split:
         attributes["ram_below_4g"] = hex(layout.below_4g)
     return Inferred(GuestRam.of(rows, blocks), evidence, attributes)
+
+
+def _any_pc(blocks: Sequence[RamBlock]) -> str:
+    """Give a type that stands for both kinds of PC.
+
+    Raises:
+        UnsupportedFeatureError: the memory is so large that they differ.
+    """
+    size = sum(blocks[number].length for number in main_memory([block.name for block in blocks]))
+    if size >= board_of("q35").limit:
+        raise UnsupportedFeatureError(
+            f"where {size:#x} bytes of memory are split below 4 GiB depends on the type of the machine, which is not "
+            "known: say --machine pc or --machine q35",
+            format="qemu_core",
+            feature="machine type",
+        )
+    return "pc"
 
 
 def find_blocks(process: Process) -> tuple[RamBlock, ...]:
@@ -118,6 +140,18 @@ def find_blocks(process: Process) -> tuple[RamBlock, ...]:
             if _block(process, at, shape):
                 return _chain(process, at, shape)
     return ()
+
+
+def largest_mapping(process: Process) -> tuple[RamBlock, ...]:
+    """Take the largest mapping for the machine's memory, if it is of whole MiB; nothing where none is.
+
+    A core may hold the guest's memory and not much else: coredump_filter may keep shared mappings only.
+    """
+    start, size = process.memory.mapped
+    if not len(size) or int(size.max()) % _MIB or int(size.max()) == 0:
+        return ()
+    host, length = int(start[size.argmax()]), int(size.max())
+    return (RamBlock("memory", host, 0, length, length),)
 
 
 def _names(memory: ProcessMemory) -> Iterator[int]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.elf.container import ELF_MAGIC, ET_CORE, PT_NOTE, elf_head, read_elf
-from dumpxlate.elf.notes import NT_AUXV, NT_FILE, NT_PRPSINFO, parse_notes
+from dumpxlate.elf.notes import MAX_NOTES, NT_AUXV, NT_FILE, NT_PRPSINFO, parse_notes
 from dumpxlate.elf.sections import build_id_of_notes
 from dumpxlate.errors import CorruptDumpError, FormatError
 from dumpxlate.extents import first_wins, merge
@@ -38,7 +38,7 @@ AT_PHDR, AT_PHENT, AT_PHNUM, AT_ENTRY = 3, 4, 5, 9
 
 _NOTES_LIMIT = 64 << 20
 _FIRST_NOTES = 64
-"""Notes in which those of the whole process are: kernels put them behind the first thread's, gdb before."""
+"""Notes among which the process is named: kernels do so behind the first thread's registers, gdb before them."""
 _PROGRAM_HEADERS = 64
 _FILES_LIMIT = 1 << 18
 _PIECES_LIMIT = 1 << 24
@@ -255,7 +255,7 @@ def qemu_program(source: Source) -> str | None:
     return next((name for name in names if _NAMES.fullmatch(name)), None) if process.program else None
 
 
-def read_process(source: Source, *, notes: int = _FIRST_NOTES) -> Process:
+def read_process(source: Source, *, notes: int = MAX_NOTES) -> Process:
     """Read the headers and the notes of a core.
 
     Args:

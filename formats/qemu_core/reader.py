@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dumpxlate.arch import by_machine_or_unknown, by_name, i386, x86_64
 from dumpxlate.dump import Cpu, Dump, Machine
 from dumpxlate.errors import CorruptDumpError, PageUnavailableError, UnsupportedFeatureError
-from dumpxlate.formats.qemu_core.command_line import arguments, machine_options
+from dumpxlate.formats.qemu_core.command_line import arguments, machine_options, shown_arguments
 from dumpxlate.formats.qemu_core.cpus import read_cpus
 from dumpxlate.formats.qemu_core.inferred import infer_ram
 from dumpxlate.formats.qemu_core.missing import missing_ram
@@ -125,16 +125,17 @@ def _find(process: Process, options: OpenOptions) -> _Found:
 def _infer(process: Process, options: OpenOptions) -> _Found:
     """Find the guest's memory without knowledge of the build; the command line tells what machine it was."""
     words = arguments(process)
-    told = machine_options(words)
+    told = machine_options(words or shown_arguments(process))
+    x86 = _arch(process) is x86_64.ARCH
     machine, says = told.type, "its command line"
     if options.machine:
         machine, says = options.machine, "--machine"
-    elif not machine and words and _arch(process) is x86_64.ARCH:
+    elif not machine and words and x86:
         machine, says = "pc", "QEMU's default"
     elif not machine:
         says = "the names of the blocks"
     below = told.ram_below_4g if options.ram_below_4g is None else options.ram_below_4g
-    found = infer_ram(process, machine, below, says)
+    found = infer_ram(process, machine, below, says, x86=x86)
     return _Found(found.ram, "inferred", None, list(found.evidence), found.attributes)
 
 

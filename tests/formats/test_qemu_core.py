@@ -23,7 +23,7 @@ from dumpxlate.qemu.hints import QemuHints, RamHint
 from dumpxlate.qemu.profile import Profile
 from dumpxlate.registry import detect, open_dump, open_from
 from tests.builders import dwarf, elf, elf_cores, qemu_core
-from tests.builders.elf_notes import vmcoreinfo
+from tests.builders.elf_notes import note, vmcoreinfo
 from tests.builders.guest import VMCOREINFO, page, small_guest
 from tests.builders.qemu_core import Block, Core, Range, Region
 from tests.conftest import ROOT
@@ -251,9 +251,32 @@ class TestLooks:
         assert any("(--machine)" in remark for remark in dump.remarks)
 
     def test_without_a_stack(self) -> None:
-        dump = opened(qemu_core.build(GUEST, words=SPLIT, stack=False))
+        assert ram_of(opened(qemu_core.build(GUEST, words=SPLIT, stack=False))) == [(0, 0x200), (1 << 20, 0x40)]
+        dump = opened(qemu_core.build(GUEST, words=("-S", "x" * 40, *SPLIT), stack=False))  # cut in -machine's value
         assert ram_of(dump) == [(0, 0x240)]
-        assert any("type pc (the names of the blocks)" in remark for remark in dump.remarks)
+        assert any("type pc (pc and q35 are alike" in remark for remark in dump.remarks)
+
+    def test_large_memory_needs_the_type_of_the_machine(self) -> None:
+        hints = OpenOptions(machine="q35")
+        data = large_core()
+        with pytest.raises(errors.UnsupportedFeatureError, match="--machine pc or --machine q35"):
+            opened(data)
+        assert ram_of(opened(data, hints)) == [(0, 0x80000), (1 << 20, 0x40000)]
+
+    def test_default_of_the_command_line(self) -> None:
+        dump = opened(qemu_core.build(GUEST))
+        assert any("type pc (QEMU's default)" in remark for remark in dump.remarks)
+
+    def test_nothing_but_memory(self) -> None:
+        """What coredump_filter leaves where it keeps shared mappings only."""
+        memory = b"".join(page(pfn) for pfn in range(512))
+        status = bytes(40) + b"qemu-system-x86\0" + b"qemu-system-x86_64 -display none".ljust(80, b"\0")
+        notes = [note("CORE", 3, status)]
+        loads = [elf.Segment(data=memory, vaddr=0x7F0000000000), elf.Segment(data=bytes(PAGE), vaddr=0x7F1000000000)]
+        dump = opened(elf.build(loads, notes))
+        assert ram_of(dump) == [(0, 512)]
+        assert dump.read(7 * PAGE, PAGE) == page(7)
+        assert any("found by size alone" in remark for remark in dump.remarks)
 
     def test_long_command_lines(self) -> None:
         words = (*("-device", "x" * 500) * 200, "-M", "virt,gic-version=3", "-append", "-machine q35")
@@ -424,20 +447,20 @@ class TestProcessors:
         assert any("more than 4096 processors" in remark for remark in dump.remarks)
 
     def test_vmcoreinfo_of_the_device(self, known: Callable[[Core], OpenOptions]) -> None:
-        note = vmcoreinfo(VMCOREINFO)
-        guest = GUEST.but(pages={**GUEST.pages, 8: note.ljust(PAGE, b"\0")})
-        core = qemu_core.build(guest, vmcoreinfo=(8 * PAGE, len(note)))
+        told = vmcoreinfo(VMCOREINFO)
+        guest = GUEST.but(pages={**GUEST.pages, 8: told.ljust(PAGE, b"\0")})
+        core = qemu_core.build(guest, vmcoreinfo=(8 * PAGE, len(told)))
         dump = opened(core, known(core))
         assert dump.vmcoreinfo
         assert dump.vmcoreinfo.text == VMCOREINFO
         assert dump.machine.release == "6.1.0-model"
 
     def test_vmcoreinfo_of_large_pages(self, known: Callable[[Core], OpenOptions]) -> None:
-        note = vmcoreinfo(VMCOREINFO.replace("PAGESIZE=4096", "PAGESIZE=65536"))
-        block = Block("mach-virt.ram", note.ljust(32 * PAGE, b"\0"))
+        told = vmcoreinfo(VMCOREINFO.replace("PAGESIZE=4096", "PAGESIZE=65536"))
+        block = Block("mach-virt.ram", told.ljust(32 * PAGE, b"\0"))
         ranges = [Range(0x40000000, 32 * PAGE, Region(block))]
         core = qemu_core.build(
-            GUEST, blocks=[block], ranges=ranges, vmcoreinfo=(0x40000000, len(note)), program="qemu-system-aarch64"
+            GUEST, blocks=[block], ranges=ranges, vmcoreinfo=(0x40000000, len(told)), program="qemu-system-aarch64"
         )
         dump = opened(core, known(core))
         assert dump.machine.page_size == 65536
@@ -593,6 +616,19 @@ class TestHostileCores:
                 pass
 
 
+def large_core() -> bytes:
+    """3 GiB of memory that the core does not hold all of."""
+    block = Block("pc.ram", bytes(PAGE))
+    core = qemu_core.build(GUEST, blocks=[block], ranges=[], stack=False)
+    body = bytearray(core.data)
+    size = 3 << 30
+    at = body.index(struct.pack("<Q", block.host)) + 24  # p_memsz
+    body[at : at + 8] = struct.pack("<Q", size)
+    at = body.rindex(struct.pack("<Q", block.host)) + 24  # used_length, max_length
+    body[at : at + 16] = struct.pack("<2Q", size, size)
+    return bytes(body)
+
+
 def circle() -> Region:
     """A region that is an alias of an alias of itself."""
     first = Region()
@@ -648,6 +684,18 @@ def test_real_ranges_are_those_of_the_monitor(real: Callable[[str], Path], share
         assert dump.attributes["ranges"] == len(rows)
         known = {pfn for first, count in ram_of(dump) for pfn in range(first, first + count)}
     assert known == {pfn for low, high in rows for pfn in range(int(low, 16) // PAGE, (int(high, 16) + 1) // PAGE)}
+
+
+def test_real_core_of_shared_memory_only(shared: Path, unpacked: Callable[[Path], Path]) -> None:
+    """Debian's QEMU; coredump_filter kept the memory of the guest and nothing of QEMU's own."""
+    folder = shared / "fixtures" / "tiny" / "x64-core"
+    if not folder.is_dir():
+        pytest.skip("no core of a tiny guest among the fixtures")
+    with open_dump([unpacked(folder / "qemu.core.xz")]) as dump, open_dump([unpacked(folder / "elf.xz")]) as model:
+        assert ram_of(dump) == [(0, 512)]
+        # The ROMs below 1 MiB were not shadowed yet, and are not in the core.
+        pfns = [*range(0xC0), *range(0xE0, 0xF0), *range(0x100, 0x200)]
+        assert (dump.read_pages(pfns) == model.read_pages(pfns)).all()
 
 
 class TestCommandLine:
