@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dumpxlate.elf.debug_files import debug_file_of, find_debug_file, open_debug_info
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.io.source import open_source
 from dumpxlate.qemu.profile import PROFILE_LIMIT, Profile
@@ -32,16 +31,9 @@ def find_profile(hints: QemuHints | None, build_id: str | None) -> Profile | Non
         FormatError: it cannot be read.
         OSError: it cannot be opened.
     """
-    if hints and hints.profile:
-        found = read_profile(hints.profile)
-    elif hints and (hints.debug_file or hints.binary):
-        path = hints.debug_file or debug_file_of(hints.binary or "")
-        found = Profile.from_debug_info(open_debug_info(path), str(path))
-    else:
-        installed = find_debug_file(build_id) if build_id else None
-        if installed is None:
-            return None
-        found = Profile.from_debug_info(open_debug_info(installed), str(installed))
+    found = read_profile(hints.profile) if hints and hints.profile else _from_debug_file(hints, build_id)
+    if found is None:
+        return None
     if build_id and found.build_id and found.build_id != build_id:
         raise UnsupportedFeatureError(
             f"is of another build of QEMU: build id {found.build_id}, the core's is {build_id}",
@@ -49,6 +41,19 @@ def find_profile(hints: QemuHints | None, build_id: str | None) -> Profile | Non
             feature="build id",
         )
     return found
+
+
+def _from_debug_file(hints: QemuHints | None, build_id: str | None) -> Profile | None:
+    """Make the profile of debug information: of the file that the user names, or of the one that is installed."""
+    from dumpxlate.elf.debug_files import debug_file_of, find_debug_file, open_debug_info
+
+    if hints and hints.debug_file:
+        path: str | os.PathLike[str] | None = hints.debug_file
+    elif hints and hints.binary:
+        path = debug_file_of(hints.binary)
+    else:
+        path = find_debug_file(build_id) if build_id else None
+    return None if path is None else Profile.from_debug_info(open_debug_info(path), str(path))
 
 
 def read_profile(path: str | os.PathLike[str]) -> Profile:

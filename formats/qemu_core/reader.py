@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 from dumpxlate.arch import by_machine_or_unknown, by_name, i386, x86_64
 from dumpxlate.dump import Cpu, Dump, Machine
 from dumpxlate.errors import CorruptDumpError, PageUnavailableError, UnsupportedFeatureError
-from dumpxlate.formats.qemu_core.command_line import arguments, machine_options, shown_arguments
 from dumpxlate.formats.qemu_core.cpus import read_cpus
-from dumpxlate.formats.qemu_core.inferred import infer_ram
 from dumpxlate.formats.qemu_core.missing import missing_ram
 from dumpxlate.formats.qemu_core.process import AT_ENTRY, read_process, without_holes
 from dumpxlate.formats.qemu_core.ram import GuestRam, Reader, guest_ram
@@ -124,6 +122,9 @@ def _find(process: Process, options: OpenOptions) -> _Found:
 
 def _infer(process: Process, options: OpenOptions) -> _Found:
     """Find the guest's memory without knowledge of the build; the command line tells what machine it was."""
+    from dumpxlate.formats.qemu_core.command_line import arguments, machine_options, shown_arguments
+    from dumpxlate.formats.qemu_core.inferred import infer_ram
+
     words = arguments(process)
     told = machine_options(words or shown_arguments(process))
     x86 = _arch(process) is x86_64.ARCH

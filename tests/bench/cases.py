@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tests.bench import converting, reading
+from tests.bench import converting, qemu, reading
 from tests.bench.case import Case
 
 CASES = (
@@ -31,6 +31,11 @@ CASES = (
     Case("xen_core-elf", "cp of the output (holes stay), and sync", 0.8, converting.xen_core_to_elf),
     Case("elf-raw", "cp --sparse=always, and sync", 0.8, partial(converting.elf_to_bare, format="raw")),
     Case("elf-lime", "cp --sparse=always, and sync", 0.8, partial(converting.elf_to_bare, format="lime")),
+    Case("qemu_core-elf", "cp of the output (holes stay), and sync", 1 / 1.5, qemu.core_to_elf),
+    Case(
+        "qemu_core-profile", "gdb with QEMU's script, 256 MiB", 5, partial(qemu.core_against_gdb, knowledge="profile")
+    ),
+    Case("qemu_core-debug", "gdb with QEMU's script, 256 MiB", 5, partial(qemu.core_against_gdb, knowledge="debug")),
     Case("compare", "cmp of the raw images", 0.7, reading.compare),
     Case("random-elf", "libkdumpfile's Python binding; drgn", 2, partial(reading.random_pages, format="elf")),
     Case("random-kdump", "libkdumpfile's Python binding; drgn", 2, partial(reading.random_pages, format="kdump")),
