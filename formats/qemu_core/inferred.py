@@ -124,7 +124,7 @@ def _any_pc(blocks: Sequence[RamBlock]) -> str:
     if size >= board_of("q35").limit:
         raise UnsupportedFeatureError(
             f"where {size:#x} bytes of memory are split below 4 GiB depends on the type of the machine, which is not "
-            "known: say --machine pc or --machine q35",
+            "known: say --machine-type pc or --machine-type q35",
             format="qemu_core",
             feature="machine type",
         )

@@ -15,10 +15,10 @@ from dumpxlate.formats.qemu_core.missing import missing_ram
 from dumpxlate.formats.qemu_core.process import AT_ENTRY, read_process, without_holes
 from dumpxlate.formats.qemu_core.ram import GuestRam, Reader, guest_ram
 from dumpxlate.memory import PhysicalMemory
-from dumpxlate.pages import IndexedStore
 from dumpxlate.pageset import EMPTY, PageRuns, difference, union
 from dumpxlate.qemu.knowledge import find_profile
 from dumpxlate.segments import index_segments
+from dumpxlate.stores import IndexedStore
 from dumpxlate.vmcoreinfo import MAX_BYTES, VmCoreInfo
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _infer(process: Process, options: OpenOptions) -> _Found:
     x86 = _arch(process) is x86_64.ARCH
     machine, says = told.type, "its command line"
     if options.machine:
-        machine, says = options.machine, "--machine"
+        machine, says = options.machine, "--machine-type"
     elif not machine and words and x86:
         machine, says = "pc", "QEMU's default"
     elif not machine:

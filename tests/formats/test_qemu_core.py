@@ -248,7 +248,7 @@ class TestLooks:
         dump = opened(core, OpenOptions(machine="pc", ram_below_4g=0x100000))
         assert dump.attributes["board"] == "pc"
         assert ram_of(dump) == [(0, 0x100), (1 << 20, 0x140)]
-        assert any("(--machine)" in remark for remark in dump.remarks)
+        assert any("(--machine-type)" in remark for remark in dump.remarks)
 
     def test_without_a_stack(self) -> None:
         assert ram_of(opened(qemu_core.build(GUEST, words=SPLIT, stack=False))) == [(0, 0x200), (1 << 20, 0x40)]
@@ -259,7 +259,7 @@ class TestLooks:
     def test_large_memory_needs_the_type_of_the_machine(self) -> None:
         hints = OpenOptions(machine="q35")
         data = large_core()
-        with pytest.raises(errors.UnsupportedFeatureError, match="--machine pc or --machine q35"):
+        with pytest.raises(errors.UnsupportedFeatureError, match="--machine-type pc or --machine-type q35"):
             opened(data)
         assert ram_of(opened(data, hints)) == [(0, 0x80000), (1 << 20, 0x40000)]
 
