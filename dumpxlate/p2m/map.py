@@ -74,6 +74,19 @@ class FrameRuns:
         delta = pfn - self.pfn[run]
         return np.where((run >= 0) & (delta < self.count[run]), self.frame[run] + delta, -1)
 
+    def inverse(self) -> FrameRuns:
+        """Give the pfn of each frame: runs by frame, cut where they overlap, as they do where pfns share a frame."""
+        frame, pfn, count = self.frame, self.pfn, self.count
+        if (frame[1:] < frame[:-1]).any():
+            order = np.argsort(frame, kind="stable")
+            frame, pfn, count = frame[order], pfn[order], count[order]
+        reach = np.maximum.accumulate(frame + count) if len(frame) else frame
+        cut = np.maximum(np.append(frame[:1], reach[:-1]) - frame, 0)
+        if not cut.any():
+            return FrameRuns(frame, pfn, count)
+        left = cut < count
+        return FrameRuns((frame + cut)[left], (pfn + cut)[left], (count - cut)[left])
+
 
 class P2M:
     """The map of one guest.
@@ -171,12 +184,12 @@ class P2M:
 
     @cached_property
     def _inverse(self) -> FrameRuns:
-        """The runs by frame, cut where they overlap."""
-        frame, pfn, count = self.by_frame.frame, self.by_frame.pfn, self.by_frame.count
-        reach = np.maximum.accumulate(frame + count) if len(frame) else frame
-        cut = np.maximum(np.append(frame[:1], reach[:-1]) - frame, 0)
-        left = cut < count
-        return FrameRuns((frame + cut)[left], (pfn + cut)[left], (count - cut)[left])
+        return self.by_frame.inverse()
+
+    @property
+    def inverse(self) -> FrameRuns:
+        """The pfn of each frame, as ``pfn`` gives it, in runs."""
+        return self._inverse
 
     def inverted(self) -> P2M:
         """Give the map the other way: from machine frames to the pfn that maps to each, as ``pfn`` gives it."""
