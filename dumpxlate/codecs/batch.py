@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dumpxlate.codecs import Codec
     from dumpxlate.pages import PageStore
 
-__all__ = ["decode", "encode", "gather", "mark_zero", "read_pages"]
+__all__ = ["decode", "encode", "gather", "mark_zero", "peek", "read_pages", "substitute"]
 
 _WORD = 8
 
@@ -108,6 +108,23 @@ def encode(batch: PageBatch, codec: Codec, page_size: int) -> PageBatch:
     return PageBatch(_packed(table, rows, codecs, size), memoryview(b"".join(pieces)))
 
 
+def peek(batch: PageBatch, at: int, length: int, page_size: int) -> tuple[Int64s, UInt8s]:
+    """Copy a few bytes at one place of every page that is stored raw; others are left out.
+
+    Args:
+        batch: the pages.
+        at: where in each page they begin.
+        length: how many; they end inside the page.
+        page_size: bytes a page.
+
+    Returns:
+        Pfns of the pages, shape (n,), and the bytes, shape (n, length).
+    """
+    table = _bounded(batch, page_size).table
+    rows = table.where((table.state == _STORED) & (table.codec == _RAW))
+    return rows.pfn, _copies(batch.body, rows.offset + at, length)
+
+
 def read_pages(store: PageStore, pfn: Int64s, out: UInt8s) -> UInt8s:
     """Read pages in any order, the same one twice if asked.
 
@@ -136,6 +153,32 @@ def _read_batch(store: PageStore, pfn: Int64s, out: UInt8s) -> UInt8s:
     out[stored] = _pages(batch.body, offset[stored], store.page_size)
     out[~stored] = 0
     return state
+
+
+def substitute(batch: PageBatch, rows: Int64s, pages: UInt8s) -> PageBatch:
+    """Put other pages in the place of some; the rest stay as they are encoded.
+
+    Args:
+        batch: pages in any mixture of codecs.
+        rows: which rows get a raw page.
+        pages: their bytes, shape (len(rows), page size).
+
+    Returns:
+        The stored pages in a new body: first the rest, in row order, then those that were put in.
+    """
+    page_size = pages.shape[1]
+    batch = _bounded(batch, page_size)
+    table = batch.table
+    oversized = np.flatnonzero((table.state == _STORED) & (table.size > 2 * page_size))  # no codec makes such a page
+    table = _drop(_drop(table, oversized), rows, PageState.ZERO)
+    kept = np.flatnonzero(table.state == _STORED)
+    spans = zip(*(column.tolist() for column in table.spans()), strict=True)
+    body = b"".join([*(batch.body[at : at + length] for at, length in spans), pages.reshape(-1).data])
+    table = _packed(table, kept, table.codec[kept], table.size)
+    state, codec, offset, size = table.state.copy(), table.codec.copy(), table.offset.copy(), table.size.copy()
+    state[rows], codec[rows], size[rows] = _STORED, _RAW, page_size
+    offset[rows] = len(body) - pages.size + np.arange(len(rows), dtype=np.int64) * page_size
+    return PageBatch(PageTable(table.pfn, state, codec, offset, size), memoryview(body))
 
 
 def _decode_rows(codec: Codec, batch: PageBatch, rows: Int64s, body: UInt8s, slots: Int64s) -> Bools:
