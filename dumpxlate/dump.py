@@ -14,7 +14,7 @@ from dumpxlate.pages import PageState
 from dumpxlate.stores import RemappedStore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from dumpxlate.arch import Arch
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dumpxlate.p2m.methods import FoundMap, Method
     from dumpxlate.pages import PageStore
     from dumpxlate.paging.virtual import VirtualMemory
+    from dumpxlate.progress import Progress
+    from dumpxlate.stores import MapFit
     from dumpxlate.structs import Endian
     from dumpxlate.vmcoreinfo import VmCoreInfo
 
@@ -66,6 +68,7 @@ class Machine:
         page_size: bytes a page.
         release: release of the kernel, where the dump names it.
         paravirtual: a Xen PV guest, whose page tables and cr3 hold machine frames.
+        canonical: a Xen PV guest whose page tables and cr3 hold its own frames, as Xen saves them.
     """
 
     arch: Arch
@@ -73,6 +76,7 @@ class Machine:
     page_size: int
     release: str | None = None
     paravirtual: bool = False
+    canonical: bool = False
 
     @property
     def word_bits(self) -> Literal[32, 64]:
@@ -156,6 +160,32 @@ class Dump:
         from dumpxlate.p2m.methods import find_map
 
         return find_map(self, method, symbols=symbols)
+
+    def fit(self) -> MapFit | None:
+        """Compare the map that was applied with the machine frames that the file holds; None if none was."""
+        pages = self.pages
+        if self.machine.canonical:
+            from dumpxlate.canonical.store import CanonicalStore
+
+            pages = pages.inner if isinstance(pages, CanonicalStore) else pages
+        return pages.fit() if isinstance(pages, RemappedStore) else None
+
+    def canonical(self, *, progress: Callable[[Progress], None] | None = None, threads: int | None = None) -> Dump:
+        """See a paravirtual guest as an ordinary one: page tables and cr3 hold its own frames, wherever they are read.
+
+        ``dumpxlate.canonical.guest.canonical`` also tells what was done. A dump of another guest is given as it is.
+
+        Args:
+            progress: called after each batch of the search for page tables.
+            threads: workers; 0 does all in this thread, None takes one for each processor, up to 8.
+
+        Raises:
+            MapError: the guest's p2m map is not known.
+            UnsupportedFeatureError: the dump names no page tables.
+        """
+        from dumpxlate.canonical.guest import canonical
+
+        return canonical(self, progress=progress, threads=threads)[0]
 
     def read(self, address: int, length: int) -> bytes:
         """Read bytes at an address of the dump's space (guest physical, or machine).

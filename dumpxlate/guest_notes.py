@@ -10,6 +10,7 @@ type content                   layout, in the file's byte order
 2    vcpu_guest_context        u32 vcpu, u32 size, then the context as Xen wrote it
 3    p2m map of a PV guest     u64 entries in the map, then three u64 (pfn, mfn, count) for each run of pages
 4    named block               u32 length of the name, the name, then the block as the hypervisor wrote it
+5    canonical                 empty: page tables and cr3 of this PV guest hold its own frames, not the machine's
 ==== ========================= ==================================================================================
 """
 
@@ -33,13 +34,22 @@ if TYPE_CHECKING:
     from dumpxlate.arch import Arch
     from dumpxlate.structs import Endian
 
-__all__ = ["OWN", "blocks_from_notes", "cpus_from_notes", "notes_for", "p2m_from_notes", "vmcoreinfo_from_notes"]
+__all__ = [
+    "OWN",
+    "blocks_from_notes",
+    "cpus_from_notes",
+    "is_canonical",
+    "notes_for",
+    "p2m_from_notes",
+    "vmcoreinfo_from_notes",
+]
 
 OWN = "DUMPXLATE"
 NT_OWN_PRODUCER = 1
 NT_OWN_XEN_CONTEXT = 2
 NT_OWN_P2M = 3
 NT_OWN_BLOCK = 4
+NT_OWN_CANONICAL = 5
 
 _FRAMES = 1 << 52  # pages of a 64-bit address space
 _RUN = np.dtype([("pfn", "<u8"), ("mfn", "<u8"), ("count", "<u8")])
@@ -109,6 +119,11 @@ def blocks_from_notes(notes: Sequence[Note], endian: Endian) -> dict[str, bytes]
     return found
 
 
+def is_canonical(notes: Sequence[Note]) -> bool:
+    """Tell whether an earlier conversion rewrote the page tables of a PV guest."""
+    return any(note.name == OWN and note.type == NT_OWN_CANONICAL for note in notes)
+
+
 def p2m_from_notes(notes: Sequence[Note], endian: Endian) -> P2M | None:
     """Find the map that an earlier conversion left.
 
@@ -172,6 +187,8 @@ def _own_notes(dump: Dump, producer: str) -> list[Note]:
     for name, block in dump.blocks.items():
         label = name.encode("latin-1")
         notes.append(Note(OWN, NT_OWN_BLOCK, struct.pack(endian + "I", len(label)) + label + block))
+    if dump.machine.canonical:
+        notes.append(Note(OWN, NT_OWN_CANONICAL, b""))
     if dump.p2m:
         runs = dump.p2m.runs
         rows = np.empty(len(runs.pfn), _RUN.newbyteorder(endian))

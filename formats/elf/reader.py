@@ -11,7 +11,13 @@ from dumpxlate.dump import Dump, Machine
 from dumpxlate.elf.container import ET_CORE, PT_NOTE, ElfFile, Segments, machine_name, read_elf
 from dumpxlate.elf.notes import NT_AUXV, NT_FILE, NT_TASKSTRUCT, parse_notes
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
-from dumpxlate.guest_notes import blocks_from_notes, cpus_from_notes, p2m_from_notes, vmcoreinfo_from_notes
+from dumpxlate.guest_notes import (
+    blocks_from_notes,
+    cpus_from_notes,
+    is_canonical,
+    p2m_from_notes,
+    vmcoreinfo_from_notes,
+)
 from dumpxlate.pageset import PageRuns, difference
 from dumpxlate.segments import index_segments
 from dumpxlate.stores import IndexedStore
@@ -50,6 +56,7 @@ def open_elf(source: Source, options: OpenOptions) -> Dump:
     pages = _store(source, loads, page_size, options, remarks)
     if file.header.e_flags & _INCOMPLETE:
         damage.append("the writer ran out of space and marked the file incomplete")
+    canonical = is_canonical(notes)
     p2m = p2m_from_notes(notes, file.endian)
     return Dump(
         format="elf",
@@ -59,7 +66,8 @@ def open_elf(source: Source, options: OpenOptions) -> Dump:
             endian=file.endian,
             page_size=page_size,
             release=vmcoreinfo.release if vmcoreinfo else None,
-            paravirtual=p2m is not None,
+            paravirtual=p2m is not None and not canonical,
+            canonical=canonical,
         ),
         pages=pages,
         sources=(source,),

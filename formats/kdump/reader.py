@@ -15,7 +15,13 @@ from dumpxlate.formats.kdump.layout import FLAG_OF_CODEC, LAST_VERSION, KdumpSub
 from dumpxlate.formats.kdump.parts import gaps, in_order
 from dumpxlate.formats.kdump.store import KdumpStore, ShiftedStore, stored_bitmap
 from dumpxlate.formats.kdump.table import DescriptorTable
-from dumpxlate.guest_notes import blocks_from_notes, cpus_from_notes, p2m_from_notes, vmcoreinfo_from_notes
+from dumpxlate.guest_notes import (
+    blocks_from_notes,
+    cpus_from_notes,
+    is_canonical,
+    p2m_from_notes,
+    vmcoreinfo_from_notes,
+)
 from dumpxlate.io.joined import ConcatenatedSource
 from dumpxlate.stores import DeferredStore
 from dumpxlate.vmcoreinfo import VmCoreInfo
@@ -52,6 +58,7 @@ def open_kdump(sources: Sequence[Source]) -> Dump:
     notes = _notes(first, remarks) + _eraseinfo(parts, remarks)
     vmcoreinfo = _vmcoreinfo(first) or vmcoreinfo_from_notes(notes)
     arch = _arch(first, notes)
+    canonical = is_canonical(notes)
     p2m = p2m_from_notes(notes, first.endian)
     pages, damage = _pages(parts, arch)
     remarks += _oddities(first, vmcoreinfo)
@@ -63,7 +70,8 @@ def open_kdump(sources: Sequence[Source]) -> Dump:
             endian=first.endian,
             page_size=first.block_size,
             release=text_of(first.header.release) or (vmcoreinfo.release if vmcoreinfo else None),
-            paravirtual=p2m is not None,
+            paravirtual=p2m is not None and not canonical,
+            canonical=canonical,
         ),
         pages=pages,
         sources=tuple(part.source for part in parts),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dumpxlate.dump import Dump
@@ -66,7 +66,7 @@ def open_xen_stream(source: Source) -> Dump:
     return Dump(
         format="xen_stream",
         variant=f"{'paravirtual' if stream.paravirtual else 'HVM or PVH'} guest, {' > '.join(layers.names)}",
-        machine=xen_machine(stream.bits, paravirtual=False),
+        machine=replace(xen_machine(stream.bits, paravirtual=False), canonical=stream.paravirtual),
         pages=pages,
         sources=(source,),
         cpus=cpus,
