@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from dumpxlate.canonical.store import CanonicalStore
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.errors import CorruptDumpError, CorruptPageError, LossyConversionError, MapError, OutputError
@@ -22,11 +23,12 @@ from dumpxlate.io.sink import FileSink, PipeSink
 from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.registry import find_format, find_wrapper
-from dumpxlate.stores import MISS_LIMIT, RemappedStore
+from dumpxlate.stores import MISS_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from dumpxlate.canonical.walk import Rewritten
     from dumpxlate.dump import Dump
     from dumpxlate.format import Writer
     from dumpxlate.io.sink import Output, Sink
@@ -63,6 +65,7 @@ class Report:
         remarks: what the writer has to say of the output.
         fit: how the p2m map and the dump fitted, where one was applied.
         page_size: bytes a page.
+        rewritten: what became of a paravirtual guest's page tables, where they were made canonical.
     """
 
     source: str
@@ -79,6 +82,7 @@ class Report:
     damage: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     fit: MapFit | None = None
+    rewritten: Rewritten | None = None
 
     @property
     def complete(self) -> bool:
@@ -152,6 +156,7 @@ def convert(
     overwrite: bool = False,
     flattened: bool = False,
     bad_pages: BadPages = "stop",
+    canonical: bool = False,
     threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
@@ -170,6 +175,7 @@ def convert(
         flattened: wrap the output into makedumpfile's records for pipes. What goes to a pipe, of a format that must
             go back in its file, is wrapped unasked.
         bad_pages: what to do with pages that do not decode.
+        canonical: write a paravirtual guest's page tables and cr3 with its own frames, as an ordinary guest's.
         threads: workers; 0 does all in this thread, None takes one for each processor, up to 8.
         progress: called after each batch.
 
@@ -179,14 +185,13 @@ def convert(
         CorruptDumpError: the input is damaged, and ``salvage`` is not given.
         OutputError: the target exists, is the input, or is no regular file.
     """
-    if dump.damage and not salvage:
-        raise CorruptDumpError(
-            f"{'; '.join(dump.damage)} (--salvage converts what is there)", path=dump.name, format=dump.format
-        )
+    _refuse_damage(dump, salvage=salvage)
+    if canonical:
+        dump = dump.canonical(progress=progress, threads=threads)
     if format == FLATTENED:
         format, flattened = "kdump", True
     writer = find_format(format).writer(dump, options or WriteOptions())
-    fit = dump.pages.fit() if isinstance(dump.pages, RemappedStore) else None
+    fit = dump.fit()
     losses = writer.losses + _lost_beside(writer, target)
     if not allow_loss:
         _refuse_loss(dump, losses, fit)
@@ -210,6 +215,7 @@ def convert_set(
     *,
     split: int | None = None,
     part: int | None = None,
+    canonical: bool = False,
     **how: Any,
 ) -> list[Report]:
     """Write a dump as a set of files, or as one.
@@ -221,6 +227,7 @@ def convert_set(
         options: what the format may be asked for.
         split: number of files in the set; None for one plain file.
         part: write only this file of the set: parts are independent, so that machines can share the work.
+        canonical: as for ``convert``; tables are searched once for all files.
         how: as for ``convert``.
 
     Raises:
@@ -230,11 +237,13 @@ def convert_set(
     if split is None:
         if part is not None:
             raise ValueError("--part needs --split: it names one file of a set")
-        return [convert(dump, target, format, options, **how)]
+        return [convert(dump, target, format, options, canonical=canonical, **how)]
     if isinstance(target, PipeSink):
         raise OutputError("is one pipe, a set has several files", path=target.name)
     if part is not None and not 1 <= part <= split:
         raise ValueError(f"there is no part {part} in a set of {split}")
+    if canonical:
+        dump = dump.canonical(progress=how.get("progress"), threads=how.get("threads"))
     return [
         convert(dump, f"{os.fspath(target)}.{number}", format, replace(options, part=(number, split)), **how)
         for number in ([part] if part is not None else range(1, split + 1))
@@ -253,6 +262,7 @@ def _report(dump: Dump, pump: _Pump, report: Report) -> Report:
         page_size=dump.pages.page_size,
         damage=dump.damage,
         remarks=writer.remarks if isinstance(writer, Remarking) else (),
+        rewritten=dump.pages.rewritten() if isinstance(dump.pages, CanonicalStore) else None,
     )
 
 
@@ -286,6 +296,14 @@ def _wrapped(sink: FileSink | PipeSink) -> Output:
     wrapped = find_wrapper(FLATTENED).wrap(sink)
     assert wrapped is not None
     return wrapped
+
+
+def _refuse_damage(dump: Dump, *, salvage: bool) -> None:
+    """Stop where parts of the input are missing or broken, unless what is there will do."""
+    if dump.damage and not salvage:
+        raise CorruptDumpError(
+            f"{'; '.join(dump.damage)} (--salvage converts what is there)", path=dump.name, format=dump.format
+        )
 
 
 def _refuse_loss(dump: Dump, losses: Sequence[Loss], fit: MapFit | None) -> None:

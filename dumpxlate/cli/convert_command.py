@@ -80,6 +80,10 @@ class Conduct(Group):
     bad_pages: Annotated[
         BadPagesName, typer.Option("--bad-pages", help="What to do with pages that do not decode.")
     ] = BadPagesName.STOP
+    canonical: Annotated[
+        bool,
+        typer.Option("--canonical", help="Write a paravirtual guest's page tables with its own frames (pfn)."),
+    ] = False
     threads: Threads = None
 
     def arguments(self) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def convert(
     from dumpxlate.registry import format_for
 
     if dask:
-        _tell(_on_cluster(dask, out, conduct), report)
+        _tell(_on_cluster(dask, out, conduct), report, canonical=conduct.canonical)
         return
     with inputs.open(sources) as dump, show_progress(progress) as callback:
         done = convert_set(
@@ -131,7 +135,7 @@ def convert(
             progress=callback,
             **conduct.arguments(),
         )
-    _tell([describe_report(each) for each in done], report)
+    _tell([describe_report(each) for each in done], report, canonical=conduct.canonical)
 
 
 def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]]:
@@ -201,7 +205,7 @@ def _supplied(
     return with_vmcoreinfo(dump, found.info)
 
 
-def _tell(described: list[dict[str, Any]], file: Path | None) -> None:
+def _tell(described: list[dict[str, Any]], file: Path | None, *, canonical: bool) -> None:
     """Sum up what was written, and leave with the code for it."""
     from dumpxlate.cli.render import summary
 
@@ -213,6 +217,11 @@ def _tell(described: list[dict[str, Any]], file: Path | None) -> None:
         say(remark)
     for loss in described[0]["losses"]:
         say(f"lost: {loss['what']} ({loss['why']})")
+    rewritten = described[0]["rewritten"]
+    for remark in rewritten["remarks"] if rewritten else []:
+        say(remark)
+    if canonical and not rewritten:
+        say("nothing says that page tables hold machine frames: none were rewritten")
     for each in described:
         say(summary(each))
     if not all(each["complete"] for each in described):

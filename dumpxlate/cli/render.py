@@ -107,6 +107,10 @@ def _headline(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("page size", f"{machine['page_size']:,}"),
         ("addresses", info["space"]),
     ]
+    if machine["paravirtual"]:
+        rows.append(("page tables", "of machine frames (mfn); convert --canonical writes the guest's own (pfn)"))
+    elif machine["canonical"]:
+        rows.append(("page tables", "of a paravirtual Xen guest, with its own frames (pfn)"))
     if machine["release"]:
         rows.append(("kernel", machine["release"]))
     if not pages["indexed"]:
@@ -200,6 +204,9 @@ def summary(report: dict[str, Any]) -> str:
         parts.append(
             f"map: {fit['aliases']:,} aliases, {fit['missing']:,} mapped but missing, {fit['unmapped']:,} not mapped"
         )
+    done = report["rewritten"]
+    if done:
+        parts.append(f"{done['tables']:,} page tables of {done['address_spaces']:,} address spaces rewritten")
     parts.append(f"{len(report['losses'])} losses" if report["losses"] else "nothing lost")
     size, seconds = _bytes(report["bytes_written"]), report["seconds"]
     what = f"{report['format']} in {report['container']}" if report["container"] else report["format"]

@@ -59,6 +59,8 @@ def show_comparison(found: dict[str, Any]) -> None:
     sizes = {found[side]["page_size"] for side in ("a", "b")}
     if len(sizes) > 1:
         files.append(("page sizes", f"compared in pages of {found['page_size']:,} bytes, the smaller of both"))
+    if found["canonical"]:
+        files.append(("page tables", "compared with the guests' own frames (pfn)"))
     out.print(facts("The same" if found["same"] else "Not the same", files))
     out.print(facts("\nPages", counts or [("none", "neither dump has any")]))
     if found["first"]:

@@ -27,6 +27,10 @@ def compare(
     strict: Annotated[
         bool, typer.Option("--strict", help="Tell absent pages from zero ones, and no registers from some.")
     ] = False,
+    canonical: Annotated[
+        bool,
+        typer.Option("--canonical", help="Compare paravirtual guests' page tables by their own frames, as Xen saves."),
+    ] = False,
     first: Annotated[int, typer.Option("--first", min=0, metavar="N", help="List the first N differences.")] = 10,
     as_json: AsJson = False,
     format_b: Annotated[str | None, typer.Option("--from-b", help="Format of B.")] = None,
@@ -53,8 +57,13 @@ def compare(
             for line in dump.damage:
                 say(printable(f"{dump.name}: {line}"))
         with show_progress(progress) as callback:
-            found = run(left, right, strict=strict, first=first, threads=threads, progress=callback)
+            found = run(
+                left, right, strict=strict, canonical=canonical, first=first, threads=threads, progress=callback
+            )
         described = describe_comparison(left, right, found)
+        unlike = left.machine.paravirtual != right.machine.paravirtual
+    if unlike and not (found.same or canonical):
+        say("the page tables of one dump hold machine frames, those of the other the guest's own: try --canonical")
     _show(described, show_comparison, as_json=as_json)
     if not found.same:
         raise typer.Exit(EXIT_NO)

@@ -6,17 +6,19 @@ control characters escaped.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dumpxlate.dump import Space
 from dumpxlate.p2m.map import DeferredP2M
 from dumpxlate.p2m.methods import ways
 from dumpxlate.registry import all_formats, all_wrappers, reads
-from dumpxlate.stores import DeferredStore, RemappedStore
+from dumpxlate.stores import DeferredStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dumpxlate.canonical.walk import Rewritten
     from dumpxlate.dump import Cpu, Dump
     from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import PageStore
@@ -55,6 +57,7 @@ def describe_dump(dump: Dump) -> dict[str, Any]:
             "word_bits": machine.word_bits,
             "page_size": machine.page_size,
             "paravirtual": machine.paravirtual,
+            "canonical": machine.canonical,
             "release": printable(machine.release) if machine.release else None,
         },
         "space": str(dump.space),
@@ -66,7 +69,7 @@ def describe_dump(dump: Dump) -> dict[str, Any]:
         "vmcoreinfo": _vmcoreinfo(dump),
         "p2m": describe_p2m(dump.p2m) if dump.p2m and not _is_too_long(dump.p2m) else None,
         "p2m_methods": _methods(dump),
-        "fit": _fit(dump.pages.fit()) if isinstance(dump.pages, RemappedStore) else None,
+        "fit": _fit(fit) if (fit := dump.fit()) else None,
         "blocks": [{"name": printable(name), "bytes": len(block)} for name, block in dump.blocks.items()],
         "attributes": {
             key: _printable_lines(value) if isinstance(value, str) else value for key, value in dump.attributes.items()
@@ -148,6 +151,8 @@ def _next_steps(dump: Dump) -> list[str]:
         steps.append(f"dumpxlate convert {name} -o vmcore")
     elif dump.format != "elf":
         steps.append(f"dumpxlate convert {name} -o vmcore")
+    if dump.machine.paravirtual and dump.space is Space.PHYSICAL:
+        steps.append(f"dumpxlate convert --canonical {name} -o vmcore   (page tables that other tools can walk)")
     if dump.damage:
         steps.append(f"dumpxlate convert --salvage {name} -o vmcore   (writes what is there)")
     return steps
@@ -192,6 +197,18 @@ def describe_report(report: Report) -> dict[str, Any]:
         "damage": [printable(damage) for damage in report.damage],
         "remarks": [printable(remark) for remark in report.remarks],
         "fit": _fit(report.fit) if report.fit else None,
+        "rewritten": _rewritten(report.rewritten) if report.rewritten else None,
+    }
+
+
+def _rewritten(done: Rewritten) -> dict[str, Any]:
+    """Say what became of page tables."""
+    return {
+        "address_spaces": done.roots,
+        "tables": done.tables,
+        **asdict(done.counts),
+        "missing": done.missing,
+        "remarks": list(done.remarks),
     }
 
 

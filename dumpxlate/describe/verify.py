@@ -31,6 +31,7 @@ def describe_comparison(a: Dump, b: Dump, found: Comparison) -> dict[str, Any]:
         "b": _file(b),
         "same": found.same,
         "strict": found.strict,
+        "canonical": found.canonical,
         "page_size": found.page_size,
         "pages": {outcome.name.lower(): found.pages.get(outcome.name.lower(), 0) for outcome in _ORDER},
         "first": [_page(each) for each in found.first],

@@ -17,7 +17,7 @@ from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.pages import CodecId, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
-from dumpxlate.stores import DeferredStore, RemappedStore
+from dumpxlate.stores import DeferredStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -136,7 +136,7 @@ def check(
         repeated=getattr(inner, "repeated", 0),
         damage=dump.damage,
         remarks=dump.remarks,
-        fit=inner.fit() if isinstance(inner, RemappedStore) else None,
+        fit=dump.fit(),
         seconds=meter.seconds,
     )
 

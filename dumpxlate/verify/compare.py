@@ -34,6 +34,7 @@ class Comparison:
         first: the first pages that are not the same.
         facts: machine, registers and VMCOREINFO.
         strict: whether what only one format can say counts: absent against zero, no processors at all.
+        canonical: whether page tables and cr3 of paravirtual guests were compared with the guests' own frames.
         seconds: from the first page to the last.
     """
 
@@ -42,6 +43,7 @@ class Comparison:
     first: tuple[PageDifference, ...] = ()
     facts: FactsComparison = field(default_factory=FactsComparison)
     strict: bool = False
+    canonical: bool = False
     seconds: float = 0.0
 
     @property
@@ -56,6 +58,7 @@ def compare(
     b: Dump,
     *,
     strict: bool = False,
+    canonical: bool = False,
     first: int = 10,
     threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -66,6 +69,7 @@ def compare(
         a: one dump.
         b: the other; pages of another size are compared in pieces of the smaller one.
         strict: let a page that is zero in one dump and absent in the other count as a difference, and so on.
+        canonical: compare what a paravirtual guest's page tables and cr3 say with its own frames, as Xen saves them.
         first: differing pages that are listed.
         threads: workers; 0 does all in this thread, None takes one for each processor, up to 8.
         progress: called after each batch.
@@ -75,6 +79,8 @@ def compare(
         UnsupportedFeatureError: neither page size is a multiple of the other.
         MissingCodecError: the library of a codec is not installed.
     """
+    if canonical:
+        a, b = (each.canonical(progress=progress, threads=threads) for each in (a, b))
     _require_one_space(a, b)
     pair = PagePair.of(a.pages, b.pages, listed=first, strict=strict)
     meter = Meter("compare", pair.pages.count * pair.unit, progress)
@@ -93,6 +99,7 @@ def compare(
         tuple(found),
         compare_facts(a, b),
         strict,
+        canonical,
         meter.seconds,
     )
 
