@@ -124,6 +124,43 @@ def drgn_kernel(path: str, vmlinux: str, vmcoreinfo: str | None) -> dict[str, An
     }
 
 
+def drgn_virtual(path: str, addresses: list[int], length: int) -> Any:
+    """Bytes at virtual addresses, through the kernel's page tables as VMCOREINFO names them; no symbols are needed."""
+    import drgn
+
+    prog = _drgn_program(path, None)
+
+    def read(address: int) -> str | None:
+        try:
+            return str(prog.read(address, length).hex())
+        except drgn.FaultError:
+            return None
+
+    return [(address, read(address)) for address in addresses]
+
+
+def volatility_virtual(path: str, cr3: int, layer: str, addresses: list[int], length: int) -> Any:
+    """Bytes at virtual addresses, through an Intel layer on an ELF file, or else on bare memory."""
+    from volatility3.framework import contexts
+    from volatility3.framework.layers import elf, intel, physical
+
+    context = contexts.Context()
+    context.config["file.location"] = Path(path).resolve().as_uri()
+    context.add_layer(physical.FileLayer(context, "file", "file"))
+    memory = "file"
+    if context.layers["file"].read(0, 4) == b"\x7fELF":
+        memory, context.config["memory.base_layer"] = "memory", "file"
+        context.add_layer(elf.Elf64Layer(context, "memory", "memory"))
+    context.config["virtual.memory_layer"] = memory
+    context.config["virtual.page_map_offset"] = cr3
+    virtual = getattr(intel, layer)(context, "virtual", "virtual")
+
+    def read(address: int) -> str | None:
+        return str(virtual.read(address, length).hex()) if virtual.is_valid(address, length) else None
+
+    return [(address, read(address)) for address in addresses]
+
+
 def volatility(path: str, pfns: list[int], page_size: int, digest: str) -> dict[str, Any]:
     """The layers that Volatility 3 stacks on the file, and pages as the topmost of them reads them."""
     from volatility3 import framework
@@ -242,8 +279,8 @@ def _registers(thread: Any) -> dict[str, int]:
 QUESTIONS = {
     answer.__name__: answer
     for answer in (
-        *(kdumpfile_pages, kdumpfile_attrs, kdumpfile_memory, drgn_pages, drgn_kernel),
-        *(volatility, volatility_physical, gdb_core, gdb_kernel),
+        *(kdumpfile_pages, kdumpfile_attrs, kdumpfile_memory, drgn_pages, drgn_kernel, drgn_virtual),
+        *(volatility, volatility_physical, volatility_virtual, gdb_core, gdb_kernel),
     )
 }
 

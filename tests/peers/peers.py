@@ -283,6 +283,23 @@ def drgn_kernel(path: Path, vmlinux: Path, vmcoreinfo: Path | None = None) -> Ke
     return Kernel(release=answer["release"], cpus=answer["cpus"], tasks=tasks)
 
 
+def drgn_virtual(path: Path, addresses: Iterable[int], length: int) -> dict[int, bytes | None]:
+    """Bytes at virtual addresses as drgn reads them, by the page tables that VMCOREINFO names."""
+    return _by_address(_ask("drgn", "drgn_virtual", path=str(path), addresses=_numbers(addresses), length=length))
+
+
+def volatility_virtual(
+    path: Path, cr3: int, addresses: Iterable[int], length: int, layer: str = "Intel32e"
+) -> dict[int, bytes | None]:
+    """Bytes at virtual addresses as an Intel layer of Volatility 3 reads them, on an ELF file or on bare memory."""
+    arguments = {"path": str(path), "cr3": cr3, "addresses": _numbers(addresses), "length": length}
+    return _by_address(_ask("volatility3", "volatility_virtual", layer=layer, **arguments))
+
+
+def _by_address(answer: list[tuple[int, str | None]]) -> dict[int, bytes | None]:
+    return {address: None if text is None else bytes.fromhex(text) for address, text in answer}
+
+
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
