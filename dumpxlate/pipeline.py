@@ -62,7 +62,7 @@ class Report:
         seconds: from the first page to the last.
         losses: what the target could not carry.
         damage: what the input lacked.
-        remarks: what the writer has to say of the output.
+        remarks: what is to be said of the output.
         fit: how the p2m map and the dump fitted, where one was applied.
         page_size: bytes a page.
         rewritten: what became of a paravirtual guest's page tables, where they were made canonical.
@@ -254,6 +254,8 @@ def _report(dump: Dump, pump: _Pump, report: Report) -> Report:
     """Complete a report with what was counted."""
     ram, writer = dump.pages.ram, pump.writer
     excluded = pump.counts["excluded"] + ram.count - writer.pages.count
+    rewritten = dump.pages.rewritten() if isinstance(dump.pages, CanonicalStore) else None
+    said = writer.remarks if isinstance(writer, Remarking) else ()
     return replace(
         report,
         pages_in=ram.count,
@@ -261,8 +263,8 @@ def _report(dump: Dump, pump: _Pump, report: Report) -> Report:
         runs=len(ram.runs()[0]),
         page_size=dump.pages.page_size,
         damage=dump.damage,
-        remarks=writer.remarks if isinstance(writer, Remarking) else (),
-        rewritten=dump.pages.rewritten() if isinstance(dump.pages, CanonicalStore) else None,
+        remarks=said + (rewritten.remarks if rewritten else ()),
+        rewritten=rewritten,
     )
 
 

@@ -217,10 +217,7 @@ def _tell(described: list[dict[str, Any]], file: Path | None, *, canonical: bool
         say(remark)
     for loss in described[0]["losses"]:
         say(f"lost: {loss['what']} ({loss['why']})")
-    rewritten = described[0]["rewritten"]
-    for remark in rewritten["remarks"] if rewritten else []:
-        say(remark)
-    if canonical and not rewritten:
+    if canonical and not described[0]["rewritten"]:
         say("nothing says that page tables hold machine frames: none were rewritten")
     for each in described:
         say(summary(each))

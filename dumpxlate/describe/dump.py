@@ -208,7 +208,6 @@ def _rewritten(done: Rewritten) -> dict[str, Any]:
         "tables": done.tables,
         **asdict(done.counts),
         "missing": done.missing,
-        "remarks": list(done.remarks),
     }
 
 

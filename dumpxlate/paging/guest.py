@@ -68,7 +68,9 @@ def _together(walks: list[Translation]) -> Mappings:
 
 def _needs_kernel(dump: Dump, cpu: Cpu) -> bool:
     """Say whether a processor may run on tables that lack the kernel: in user mode, with page-table isolation."""
-    return not dump.machine.paravirtual and cpu.registers.get("cs", 0) & _USER == _USER
+    if dump.machine.paravirtual or dump.machine.canonical:
+        return False  # a PV guest's kernel is not in ring 0, and its cr3 always has the kernel
+    return cpu.registers.get("cs", 0) & _USER == _USER
 
 
 def _different(found: list[Translation]) -> list[Translation]:

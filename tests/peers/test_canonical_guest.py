@@ -86,6 +86,13 @@ def test_drgn_walks_the_tables_of_the_kernel(outputs: dict[str, Path], name: str
     assert peers.drgn_virtual(outputs[name], [address], LENGTH) == {address: text[:LENGTH]}
 
 
+@pytest.mark.parametrize("name", ["core", "save"])
+def test_libkdumpfile_walks_the_tables_of_the_kernel(outputs: dict[str, Path], name: str) -> None:
+    peers.require("kdumpfile")
+    address, text = banner(outputs[name])
+    assert peers.kdumpfile_memory(outputs[name], [address], LENGTH) == {address: text[:LENGTH]}
+
+
 def test_neither_could_before(outputs: dict[str, Path]) -> None:
     """Without --canonical tables hold machine frames, and no register in the notes says where they begin."""
     peers.require("drgn", "volatility3")
