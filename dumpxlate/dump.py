@@ -14,6 +14,7 @@ from dumpxlate.pages import PageState
 from dumpxlate.stores import RemappedStore
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dumpxlate.stores import MapFit
     from dumpxlate.structs import Endian
     from dumpxlate.vmcoreinfo import VmCoreInfo
+    from dumpxlate.xen_host.domains import Domain
 
 __all__ = ["Cpu", "Dump", "Machine", "Space"]
 
@@ -186,6 +188,36 @@ class Dump:
         from dumpxlate.canonical.guest import canonical
 
         return canonical(self, progress=progress, threads=threads)[0]
+
+    def domains(self, xen_syms: str | os.PathLike[str] | None = None) -> tuple[Domain, ...]:
+        """List the domains of a Xen host, whose whole memory this dump is of.
+
+        Args:
+            xen_syms: the hypervisor's file of symbols; without it, tables of known releases and Xen's own are used.
+
+        Raises:
+            UnsupportedFeatureError: it is no dump of a Xen host, or xen_syms is not of this hypervisor.
+            CorruptDumpError: Xen's structures are torn or circular.
+        """
+        from dumpxlate.xen_host.host import open_host
+
+        return open_host(self, xen_syms).domains
+
+    def domain(self, number: int, xen_syms: str | os.PathLike[str] | None = None) -> Dump:
+        """See one domain of a Xen host as a dump of its own, keyed by its own frame numbers; nothing is copied.
+
+        Args:
+            number: the domain's number; 0 is the one that runs the host.
+            xen_syms: as for ``domains``.
+
+        Raises:
+            UnsupportedFeatureError: it is no dump of a Xen host, or xen_syms is not of this hypervisor.
+            CorruptDumpError: Xen's structures, or the tables of the domain's memory, are torn or circular.
+            ValueError: there is no such domain.
+        """
+        from dumpxlate.xen_host.guest import domain_dump
+
+        return domain_dump(self, number, xen_syms)
 
     def read(self, address: int, length: int) -> bytes:
         """Read bytes at an address of the dump's space (guest physical, or machine).

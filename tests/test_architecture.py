@@ -22,7 +22,7 @@ LEVELS = (
     ("errors", "arrays", "version"),
     ("structs", "pageset", "bitmap", "extents", "io", "progress"),
     ("pages", "stores", "codecs", "elf", "vmcoreinfo", "arch", "segments", "emit", "lime", "memory"),
-    ("p2m", "paging", "dump", "canonical", "guest_notes", "xen", "qemu"),
+    ("p2m", "paging", "dump", "canonical", "guest_notes", "xen", "qemu", "xen_host"),
     ("format", "window", "registry", "bare"),
     ("formats",),
     ("pipeline", "describe", "verify", "vmcoreinfo_search"),
