@@ -165,7 +165,7 @@ class MapFit:
         mapped: pfns that the map gives a page.
         missing: those whose machine frame the dump lacks.
         aliases: pfns beyond the first on one machine frame.
-        held: machine frames in the dump.
+        held: machine frames in the dump, those of the guest only where it is a part of a host's.
         unmapped: those that no pfn maps to.
     """
 
@@ -197,9 +197,11 @@ class RemappedStore:
     Args:
         inner: store keyed by the frames that the map leads to.
         frames: the map; a pfn whose frame the inner store lacks is excluded.
+        whole: the map is of all that the inner store holds; else, as a guest's on its host, of a part of it.
     """
 
-    def __init__(self, inner: PageStore, frames: P2M) -> None:
+    def __init__(self, inner: PageStore, frames: P2M, *, whole: bool = True) -> None:
+        self._whole = whole
         self.page_size = inner.page_size
         self._inner = inner.loaded if isinstance(inner, DeferredStore) else inner
         self._frames = frames
@@ -228,8 +230,8 @@ class RemappedStore:
             mapped=self.ram.count,
             missing=self.ram.count - self.stored.count,
             aliases=aliases,
-            held=held.count,
-            unmapped=held.count - found,
+            held=held.count if self._whole else found,
+            unmapped=held.count - found if self._whole else 0,
         )
 
     def fetch(self, table: PageTable) -> PageBatch:

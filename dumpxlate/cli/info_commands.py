@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dumpxlate.cli.groups import grouped
 from dumpxlate.cli.guard import guarded
 from dumpxlate.cli.options import AsJson, Input
+
+if TYPE_CHECKING:
+    from dumpxlate.dump import Dump
 
 __all__ = ["formats", "info"]
 
@@ -21,18 +24,32 @@ def info(
     inputs: Input,
     as_json: AsJson = False,
     together: Annotated[bool, typer.Option("--set", help="The files are parts of one split dump.")] = False,
+    domains: Annotated[
+        bool, typer.Option("--domains", help="List the domains of a Xen host: reads its tables, not only headers.")
+    ] = False,
 ) -> None:
     """Say what a dump is: format, machine, memory, registers, notes, what is missing, what to do next."""
     from dumpxlate.cli.render import show_dump, show_json
+    from dumpxlate.cli.render_host import show_domains
     from dumpxlate.describe.dump import describe_dump
 
     for names in [files] if together else [[path] for path in files]:
         with inputs.open(names) as dump:
-            described = describe_dump(dump)
+            described = _domains(dump, inputs.xen_syms) if domains else describe_dump(dump)
         if as_json:
             show_json(described)
+        elif domains:
+            show_domains(described)
         else:
             show_dump(described)
+
+
+def _domains(dump: Dump, xen_syms: Path | None) -> dict[str, Any]:
+    """Find and describe the domains of a host."""
+    from dumpxlate.describe.xen_host import describe_host
+    from dumpxlate.xen_host.host import open_host
+
+    return describe_host(open_host(dump, xen_syms))
 
 
 @guarded

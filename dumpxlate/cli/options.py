@@ -122,6 +122,14 @@ class Input(Group):
         Path | None,
         typer.Option("--symbols", metavar="FILE", help="The guest's vmlinux or System.map, to find its p2m by."),
     ] = None
+    domain: Annotated[
+        int | None,
+        typer.Option("--domain", min=0, metavar="N", help="One domain of a dump of a whole Xen host."),
+    ] = None
+    xen_syms: Annotated[
+        Path | None,
+        typer.Option("--xen-syms", metavar="FILE", help="The hypervisor's symbols, to find a host's domains by."),
+    ] = None
     missing: Annotated[
         MissingName, typer.Option("--missing", help="What memory is that the file has no bytes for.")
     ] = MissingName.EXCLUDED
@@ -161,7 +169,8 @@ class Input(Group):
         """Open the dump that a user named: files of one set, or raw pieces as FILE@ADDRESS; - is stdin.
 
         Raises:
-            ValueError: some pieces have an address, and others do not; or there is no such method to find a map by.
+            ValueError: some pieces have an address, and others do not; or there is no such domain, or no such method to
+                find a map by.
             MapError: the dump has no map to be found so.
         """
         import dumpxlate
@@ -172,6 +181,8 @@ class Input(Group):
         addresses = tuple(address for _, address in pieces if address is not None)
         if addresses and len(addresses) != len(pieces):
             raise ValueError("give an address for every piece of memory, or for none: FILE@ADDRESS")
+        if self.domain is not None and self.p2m:
+            raise ValueError("a domain's map is found in the dump of its host: give --domain without --p2m")
         within = self.p2m if names_dump(self.p2m) else None
         if within:
             method_of(within.partition(":")[2])
@@ -190,6 +201,8 @@ class Input(Group):
             ),
         )
         try:
+            if self.domain is not None:
+                return dump.domain(self.domain, self.xen_syms)
             return with_found_map(dump, within, self.symbols) if within else dump
         except BaseException:
             dump.close()

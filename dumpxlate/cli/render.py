@@ -111,6 +111,9 @@ def _headline(info: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("page tables", "of machine frames (mfn); convert --canonical writes the guest's own (pfn)"))
     elif machine["canonical"]:
         rows.append(("page tables", "of a paravirtual Xen guest, with its own frames (pfn)"))
+    if info["xen_host"]:
+        host = info["xen_host"]
+        rows.append(("Xen host", f"{host['version'] + ': ' if host['version'] else ''}{host['evidence']}"))
     if machine["release"]:
         rows.append(("kernel", machine["release"]))
     if not pages["indexed"]:

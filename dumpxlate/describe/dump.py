@@ -14,6 +14,7 @@ from dumpxlate.p2m.map import DeferredP2M
 from dumpxlate.p2m.methods import ways
 from dumpxlate.registry import all_formats, all_wrappers, reads
 from dumpxlate.stores import DeferredStore
+from dumpxlate.xen_host.crash_note import host_signs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +72,7 @@ def describe_dump(dump: Dump) -> dict[str, Any]:
         "p2m_methods": _methods(dump),
         "fit": _fit(fit) if (fit := dump.fit()) else None,
         "blocks": [{"name": printable(name), "bytes": len(block)} for name, block in dump.blocks.items()],
+        "xen_host": _xen_host(dump),
         "attributes": {
             key: _printable_lines(value) if isinstance(value, str) else value for key, value in dump.attributes.items()
         },
@@ -99,6 +101,19 @@ def _pages(pages: PageStore) -> dict[str, Any]:
             {"start": hex(first * size), "end": hex((first + length) * size), "pages": length}
             for first, length in zip(start[:_RUNS_LIMIT].tolist(), count[:_RUNS_LIMIT].tolist(), strict=True)
         ],
+    }
+
+
+def _xen_host(dump: Dump) -> dict[str, Any] | None:
+    """Say what in the headers tells of a whole Xen host."""
+    signs = None if dump.machine.paravirtual else host_signs(dump)
+    if signs is None:
+        return None
+    return {
+        "evidence": printable(signs.evidence),
+        "version": printable(signs.version) if signs.version else None,
+        "dom0_frame_lists": hex(signs.dom0_frame_lists) if signs.dom0_frame_lists else None,
+        "phys_start": hex(signs.phys_start) if signs.phys_start >= 0 else None,
     }
 
 
@@ -142,6 +157,9 @@ def _next_steps(dump: Dump) -> list[str]:
     """Say what is missing and what to do about it."""
     name = printable(dump.name)
     steps = []
+    if _xen_host(dump):
+        steps.append(f"dumpxlate info --domains {name}   (a whole Xen host: lists its domains)")
+        steps.append(f"dumpxlate convert {name} --domain 0 -o dom0.vmcore")
     if dump.space is Space.MACHINE:
         steps.append(
             "the pages are keyed by machine frames (mfn): the guest's p2m map is needed to translate them. It is found "

@@ -15,11 +15,13 @@ its own at addresses that it keeps from every guest.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dumpxlate.elf.notes import NT_XEN_CRASH_INFO, NT_XEN_CRASH_REGS
+from dumpxlate.errors import PageUnavailableError
 
 if TYPE_CHECKING:
     from dumpxlate.dump import Dump
@@ -28,6 +30,7 @@ __all__ = ["HostSigns", "host_signs"]
 
 _XEN_FROM, _XEN_TO = 0xFFFF_8200_0000_0000, 0xFFFF_8300_0000_0000
 """Per-domain mappings up to the direct map: neither Linux nor a guest of Xen's has anything there."""
+_TEXT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,17 @@ class HostSigns:
     dom0_frame_lists: int = 0
     phys_start: int = -1
 
+    @property
+    def release(self) -> str:
+        """The first two numbers of the version, which the layout of structures goes with."""
+        return ".".join(re.findall(r"\d+", self.version or "")[:2])
+
 
 def host_signs(dump: Dump) -> HostSigns | None:
     """Tell whether a dump is of a whole Xen host, by its headers alone; None where nothing says so."""
     kinds = {note.type: note.desc for note in dump.notes if note.name == "Xen"}
     if NT_XEN_CRASH_INFO in kinds:
-        return _from_note(kinds[NT_XEN_CRASH_INFO])
+        return _from_note(dump, kinds[NT_XEN_CRASH_INFO])
     if NT_XEN_CRASH_REGS in kinds:
         return HostSigns("note XEN_ELFNOTE_CRASH_REGS")
     for cpu in dump.cpus:
@@ -61,7 +69,7 @@ def host_signs(dump: Dump) -> HostSigns | None:
     return None
 
 
-def _from_note(desc: bytes) -> HostSigns:
+def _from_note(dump: Dump, desc: bytes) -> HostSigns:
     """Read the note; a size that no version wrote is evidence all the same."""
     evidence = "note XEN_ELFNOTE_CRASH_INFO"
     width = 8 if len(desc) in (64, 72, 80) else 4
@@ -69,4 +77,14 @@ def _from_note(desc: bytes) -> HostSigns:
         return HostSigns(f"{evidence} of {len(desc)} bytes, expected 64 to 80")
     words = struct.unpack(f"<{len(desc) // width}{'Q' if width == 8 else 'I'}", desc)
     lists = words[-1] if len(words) > 8 else 0
-    return HostSigns(evidence, f"{words[0]}.{words[1]}", lists, words[8] if len(words) == 10 else -1)
+    version = f"{words[0]}.{words[1]}{_text(dump, words[2])}"
+    return HostSigns(evidence, version, lists, words[8] if len(words) == 10 else -1)
+
+
+def _text(dump: Dump, address: int) -> str:
+    """Read the rest of the version, such as ``.7``; nothing where it is not in the dump."""
+    try:
+        text = dump.read(address, _TEXT_BYTES).partition(b"\0")[0].decode("latin-1")
+    except PageUnavailableError:
+        return ""
+    return text if text.isprintable() else ""

@@ -10,7 +10,7 @@ from dumpxlate.errors import CorruptDumpError, MapError, UnsupportedFeatureError
 from dumpxlate.memory import PhysicalMemory
 from dumpxlate.p2m.lists import frame_lists_reach, read_frame_lists
 from dumpxlate.p2m.shared_info import from_shared_info, parse_shared_info
-from dumpxlate.pages import RemappedStore
+from dumpxlate.stores import RemappedStore
 from dumpxlate.xen import PAGE_SIZE, xen_machine
 from dumpxlate.xen_host.crash_note import host_signs
 from dumpxlate.xen_host.host import open_host
@@ -76,7 +76,7 @@ def guest_dump(host: Host, domain: Domain) -> Dump:
         format=dump.format,
         variant=f"domain {domain.number} ({domain.type}) of a Xen host, in {dump.variant}",
         machine=xen_machine(domain.word_bits, paravirtual=domain.paravirtual),
-        pages=RemappedStore(dump.pages, found.p2m),
+        pages=RemappedStore(dump.pages, found.p2m, whole=False),
         space=Space.PHYSICAL,
         sources=dump.sources,
         cpus=cpus,
@@ -97,7 +97,7 @@ def _by_note(dump: Dump, frame_lists: int) -> Dump:
         format=dump.format,
         variant=f"domain 0 (pv) of a Xen host, in {dump.variant}",
         machine=xen_machine(64, paravirtual=True),
-        pages=RemappedStore(dump.pages, p2m),
+        pages=RemappedStore(dump.pages, p2m, whole=False),
         sources=dump.sources,
         vmcoreinfo=dump.vmcoreinfo,
         p2m=p2m,

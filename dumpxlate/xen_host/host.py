@@ -154,7 +154,7 @@ def _by_layout(
 def _likely(dump: Dump) -> tuple[Layout, ...]:
     """Give the layouts of releases, first that of the one that the crash note names."""
     signs = host_signs(dump)
-    name = f"Xen {signs.version}" if signs else ""
+    name = f"Xen {signs.release}" if signs else ""
     return tuple(sorted(RELEASES, key=lambda layout: layout.name != name))
 
 
