@@ -98,8 +98,9 @@ class _Walk:
             raise CorruptDumpError(f"a domain at {address:#x}, where Xen keeps none", what=_WHAT)
         number = self.word(address, 2)
         where = f"domain {number} at {address:#x}"
-        shared_info = hypervisor.frame_of(self.word(address + at.domain_shared_info))
-        if number >= MAX_DOMID or (shared_info >= 0 and one_frame(self.frames, shared_info) != (frame, Kind.HEAP)):
+        page = self.word(address + at.domain_shared_info)
+        shared_info = hypervisor.frame_of(page)
+        if number >= MAX_DOMID or (page and one_frame(self.frames, shared_info) != (frame, Kind.HEAP)):
             raise CorruptDumpError(f"{where}: has no shared_info of its own", what=_WHAT)
         pages = self.word(address + at.domain_tot_pages, 4)
         if pages > self.frames.count:

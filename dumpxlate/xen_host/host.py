@@ -103,8 +103,8 @@ def open_host(
         return _by_symbols(dump, hypervisor, frames, xen_syms)
     owners = _domain_owners(hypervisor, frames)
     first = DIRECT_MAP + next(iter(owners.values())).owner * PAGE_SIZE
-    layout, domains, complaints = _by_layout(hypervisor, frames, first, _likely(dump))
-    if layout and set(owners) <= {domain.number for domain in domains}:
+    layout, domains, complaints = _by_layout(hypervisor, frames, first, _likely(dump), owners)
+    if layout:
         return Host(dump, hypervisor, frames, domains, layout, f"frame table, and the layout of {layout.name}")
     complaint = f"; no known layout fits: {complaints[-1]}" if complaints else ""
     listed = tuple(_domain_of(hypervisor, frames, number, owner) for number, owner in owners.items())
@@ -137,9 +137,17 @@ def _domain_of(hypervisor: Hypervisor, frames: Frames, number: int, owner: Holdi
 
 
 def _by_layout(
-    hypervisor: Hypervisor, frames: Frames, first: int, layouts: Iterable[Layout]
+    hypervisor: Hypervisor, frames: Frames, first: int, layouts: Iterable[Layout], owners: Iterable[int]
 ) -> tuple[Layout | None, tuple[Domain, ...], list[str]]:
-    """Try layouts in turn: the one that makes sense of the list, what it says, and why others do not."""
+    """Try layouts in turn: the one that makes sense of the list, what it says, and why others do not.
+
+    Args:
+        hypervisor: Xen's address space.
+        frames: its frame table.
+        first: address of the list's first domain.
+        layouts: to be tried.
+        owners: numbers of the domains that own memory, which the list must have.
+    """
     complaints = []
     for layout in layouts:
         try:
@@ -147,7 +155,10 @@ def _by_layout(
         except CorruptDumpError as error:
             complaints.append(f"{layout.name}: {error}")
         else:
-            return layout, domains, complaints
+            missing = set(owners) - {domain.number for domain in domains}
+            if not missing:
+                return layout, domains, complaints
+            complaints.append(f"{layout.name}: domains {sorted(missing)} own memory, and are not in the list")
     return None, (), complaints
 
 
@@ -167,11 +178,10 @@ def _by_symbols(dump: Dump, hypervisor: Hypervisor, frames: Frames, xen_syms: st
     _check_build(hypervisor, symbols, xen_syms)
     first = int.from_bytes(hypervisor.read(head, 8, "domain_list"), "little")
     own = _debug_layout(xen_syms)
-    layout, domains, complaints = _by_layout(hypervisor, frames, first, (own,) if own else _likely(dump))
+    owners = () if own else _domain_owners(hypervisor, frames)  # debug information is believed, a table is compared
+    layout, domains, complaints = _by_layout(hypervisor, frames, first, (own,) if own else _likely(dump), owners)
     if layout is None or not domains:
-        raise CorruptDumpError(
-            f"cannot be read with {xen_syms}: {'; '.join(complaints) or 'empty'}", what="list of domains"
-        )
+        raise CorruptDumpError(f"cannot be read with {xen_syms}: {'; '.join(complaints) or 'empty'}")
     how = "its debug information" if own else f"the layout of {layout.name}"
     return Host(dump, hypervisor, frames, domains, layout, f"domain_list of xen-syms, and {how}")
 

@@ -16,7 +16,7 @@ searched for. Xen built for more than 16 TiB (CONFIG_BIGMEM) has other places fo
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from dumpxlate.codecs.batch import decode, gather
 from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.elf.notes import NT_XEN_CRASH_REGS
-from dumpxlate.errors import CorruptDumpError, PageUnavailableError, TranslationError, UnsupportedFeatureError
+from dumpxlate.errors import CorruptDumpError, PageUnavailableError, UnsupportedFeatureError
 from dumpxlate.memory import PhysicalMemory
 from dumpxlate.pages import windows
 from dumpxlate.paging.addrxlat import page_walk, signed
@@ -55,6 +55,7 @@ _DIRECT_MAP_END = 0xFFFF_8880_0000_0000
 _ENTRIES = PAGE_SIZE // 8
 _SELF, _M2P_SLOT, _XEN_SLOT, _DIRECT_SLOT = 258, 256, 261, 262
 _FRAME = (1 << 52) - PAGE_SIZE
+_PLACES_LIMIT = 1 << 16
 _BATCH = 2048
 """Pages of a table that are read in one go, 8 MiB."""
 
@@ -72,6 +73,7 @@ class Hypervisor:
     store: PageStore
     root: int
     virtual: TranslatedMemory
+    _places: dict[int, int] = field(default_factory=dict, repr=False)
 
     def read(self, address: int, length: int, what: str) -> bytes:
         """Read bytes at a virtual address of Xen's.
@@ -79,17 +81,33 @@ class Hypervisor:
         Raises:
             CorruptDumpError: it is unmapped, or not in the dump; names ``what`` was to be read.
         """
-        try:
-            return self.virtual.read(address, length)
-        except (TranslationError, PageUnavailableError, ValueError) as error:
-            raise CorruptDumpError(str(error), what=what) from None
+        parts = []
+        while length > 0:
+            inside = min(length, PAGE_SIZE - address % PAGE_SIZE)
+            machine = self._place(address)
+            if machine < 0:
+                raise CorruptDumpError(f"address {address:#x} is unmapped", what=what)
+            try:
+                parts.append(self.virtual.memory.read(machine, inside))
+            except PageUnavailableError as error:
+                raise CorruptDumpError(f"address {address:#x}: {error}", what=what) from None
+            address, length = address + inside, length - inside
+        return b"".join(parts)
 
     def frame_of(self, address: int) -> int:
         """Give the machine frame behind an address of the direct map; -1 where it is no such address."""
-        if not DIRECT_MAP <= address < _DIRECT_MAP_END:
-            return -1
-        found = int(self.virtual.physical([address])[0])
-        return found // PAGE_SIZE
+        return self._place(address) // PAGE_SIZE if DIRECT_MAP <= address < _DIRECT_MAP_END else -1
+
+    def _place(self, address: int) -> int:
+        """Translate an address, -1 where it is unmapped; structures lie together, so pages are kept in mind."""
+        page = address // PAGE_SIZE
+        if page not in self._places:
+            if len(self._places) >= _PLACES_LIMIT:
+                self._places.clear()
+            inside = 0 <= address < 1 << 64
+            self._places[page] = int(self.virtual.physical([page * PAGE_SIZE])[0]) if inside else -1
+        found = self._places[page]
+        return found + address % PAGE_SIZE if found >= 0 else -1
 
     def words(self, address: Int64s) -> tuple[UInt64s, Bools]:
         """Read u64 words at aligned virtual addresses, as signed words.

@@ -41,6 +41,9 @@ class Layout:
     vcpu_is_running: int
     vcpu_user_regs: int
     user_regs_size: int
+    vcpu_dr: int
+    vcpu_dr6: int
+    vcpu_dr7: int
     vcpu_flags: int
     vcpu_kernel_sp: int
     vcpu_ctrlreg: int
@@ -67,6 +70,9 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
     "vcpu_domain": ("vcpu.domain",),
     "vcpu_is_running": ("vcpu.is_running",),
     "vcpu_user_regs": ("vcpu.arch.user_regs",),
+    "vcpu_dr": ("vcpu.arch.dr",),
+    "vcpu_dr6": ("vcpu.arch.dr6",),
+    "vcpu_dr7": ("vcpu.arch.dr7",),
     "vcpu_flags": ("vcpu.arch.flags",),
     "vcpu_kernel_sp": ("vcpu.arch.pv.kernel_sp", "vcpu.arch.pv_vcpu.kernel_sp"),
     "vcpu_ctrlreg": ("vcpu.arch.pv.ctrlreg", "vcpu.arch.pv_vcpu.ctrlreg"),
@@ -116,6 +122,9 @@ vcpu_domain               16    16    16    16    24    24    24    24    24
 vcpu_is_running          271   271   271   275   299   299   299   299   297
 vcpu_user_regs           648   648   648   648   648   648   640   640   640
 user_regs_size           200   200   200   200   200   200   200   168   168
+vcpu_dr                  848   848   848   848   848   848   840   808   808
+vcpu_dr6                 888   888   888   888   888   888   880   840   840
+vcpu_dr7                 880   880   880   880   880   880   872   844   844
 vcpu_flags               896   896   896   896   896   896   888   848   848
 vcpu_kernel_sp          1312  1312  1312  1312  1312  1312  1312  1248  1248
 vcpu_ctrlreg            1320  1320  1320  1320  1320  1320  1320  1256  1256

@@ -63,7 +63,13 @@ class _Reader:
         size = min(at.user_regs_size, _USER_REGS_BYTES)  # since Xen 4.21 without the data segments
         context[_USER_REGS : _USER_REGS + size] = self.host.hypervisor.read(vcpu + at.vcpu_user_regs, size, _WHAT)
         values = self.paravirtual(vcpu) if self.domain.paravirtual else self.hardware(vcpu)
-        return CONTEXT_64.pack(values, "<", into=bytes(context))
+        return CONTEXT_64.pack(self.debug(vcpu) | values, "<", into=bytes(context))
+
+    def debug(self, vcpu: int) -> dict[str, int]:
+        """Read the debug registers, of which the last two are 32 bits wide in some releases."""
+        at = self.layout
+        values = dict(zip(("dr0", "dr1", "dr2", "dr3"), self.words(vcpu + at.vcpu_dr, 4), strict=True))
+        return values | {"dr6": self.word(vcpu + at.vcpu_dr6, 4), "dr7": self.word(vcpu + at.vcpu_dr7, 4)}
 
     def paravirtual(self, vcpu: int) -> dict[str, int]:
         """Read what Xen keeps of a PV guest's processor besides the general registers."""
