@@ -37,12 +37,15 @@ def compare(
     p2m_b: Annotated[
         str | None, typer.Option("--p2m-b", metavar="MAP|dump[:METHOD]", help="The guest's p2m map, for B.")
     ] = None,
+    domain_b: Annotated[
+        int | None, typer.Option("--domain-b", min=0, metavar="N", help="One domain of B, a dump of a whole Xen host.")
+    ] = None,
     threads: Threads = None,
     progress: ShowProgress = ProgressStyle.AUTO,
 ) -> None:
     """Compare two dumps page by page, whatever their formats: exit code 0 if they hold the same, else 1.
 
-    --from and --p2m speak of A.
+    --from, --p2m and --domain speak of A.
     """
     from dumpxlate.cli.render_verify import show_comparison
     from dumpxlate.describe.dump import printable
@@ -51,7 +54,7 @@ def compare(
 
     with (
         inputs.open([a]) as left,
-        replace(inputs, format=format_b, p2m=p2m_b).open([b]) as right,
+        replace(inputs, format=format_b, p2m=p2m_b, domain=domain_b).open([b]) as right,
     ):
         for dump in (left, right):
             for line in dump.damage:

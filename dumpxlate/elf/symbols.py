@@ -31,7 +31,7 @@ __all__ = ["Symbols", "elf_symbols", "read_symbols"]
 
 _SHN_UNDEF = 0
 _GLOBAL = 1
-_MAP_LINE = re.compile(rb"[0-9A-Fa-f]{8,16} [A-Za-z?] \S+")
+_MAP_LINE = re.compile(rb"(0x)?[0-9A-Fa-f]{8,16} [A-Za-z?] \S+")
 _PEEK = 4096
 
 
@@ -68,7 +68,7 @@ class _MapSymbols:
 
     def address(self, name: str) -> int | None:
         """Give the virtual address of a symbol."""
-        line = re.compile(rb"^([0-9A-Fa-f]{8,16}) ([A-Za-z?]) " + re.escape(name.encode()) + rb"\r?$", re.MULTILINE)
+        line = re.compile(rb"^(?:0x)?([0-9A-Fa-f]{8,16}) ([A-Za-z?]) " + re.escape(name.encode()) + rb"\r?$", re.MULTILINE)
         found = line.findall(self.text)
         best = next((row for row in found if row[1].isupper()), found[0] if found else None)
         return int(best[0], 16) if best else None
