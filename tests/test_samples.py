@@ -83,3 +83,17 @@ def test_save_image_keeps_the_pages_of_the_guest() -> None:
     assert len(tagged) > 300
     assert all(pfn == own for pfn, own in tagged.items())
     assert list(pages) == sorted(pages)
+
+
+def test_a_host_has_the_guests_of_other_samples() -> None:
+    """Each guest's own ``xl dump-core``, page for page; xl leaves out what is just below 4 GiB and the VGA hole."""
+    with dumpxlate.open(SAMPLES / "xen_host" / "host.elf.xz") as host:
+        listed = {each.number: each.type for each in host.domains(SAMPLES / "xen_host" / "xen-syms.map")}
+        assert listed == {0: "pv", **dict.fromkeys(range(1, 8), "pv"), 8: "pvh"}
+        for number, name in ((2, "t1"), (8, "t5")):
+            found = every_page(host.domain(number))
+            with dumpxlate.open(SAMPLES / "xen_core" / f"{name}.core.xz") as core:
+                wanted = every_page(core)
+            more = found.keys() - wanted.keys()
+            assert all(name == "t5" and (0xA0 <= pfn < 0xC0 or 0xF0000 <= pfn < 0x100000) for pfn in more)
+            assert {pfn: found[pfn] for pfn in wanted} == wanted

@@ -68,7 +68,9 @@ class _MapSymbols:
 
     def address(self, name: str) -> int | None:
         """Give the virtual address of a symbol."""
-        line = re.compile(rb"^(?:0x)?([0-9A-Fa-f]{8,16}) ([A-Za-z?]) " + re.escape(name.encode()) + rb"\r?$", re.MULTILINE)
+        line = re.compile(
+            rb"^(?:0x)?([0-9A-Fa-f]{8,16}) ([A-Za-z?]) " + re.escape(name.encode()) + rb"\r?$", re.MULTILINE
+        )
         found = line.findall(self.text)
         best = next((row for row in found if row[1].isupper()), found[0] if found else None)
         return int(best[0], 16) if best else None

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dumpxlate.elf.container import read_elf
+from dumpxlate.elf.container import ELF_MAGIC, read_elf
 from dumpxlate.elf.dwarf import read_debug_info
 from dumpxlate.elf.sections import build_id_of, build_id_of_notes
 from dumpxlate.elf.symbols import read_symbols
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.dump import Dump
     from dumpxlate.elf.symbols import Symbols
+    from dumpxlate.io.source import Source
     from dumpxlate.progress import Progress
     from dumpxlate.xen_host.frames import Holdings
     from dumpxlate.xen_host.hypervisor import Hypervisor
@@ -194,11 +195,7 @@ def _check_build(hypervisor: Hypervisor, symbols: Symbols, xen_syms: str | os.Pa
     """
     place = symbols.address("__note_gnu_build_id_start")
     with open_source(xen_syms) as source:
-        try:
-            file = read_elf(source)
-        except FormatError:
-            return  # a map of symbols says nothing of itself
-        wanted = build_id_of(source, file)
+        wanted = build_id_of(source, read_elf(source)) if _is_elf(source) else None
     if place is None or wanted is None:
         return
     try:
@@ -215,6 +212,8 @@ def _check_build(hypervisor: Hypervisor, symbols: Symbols, xen_syms: str | os.Pa
 def _debug_layout(xen_syms: str | os.PathLike[str]) -> Layout | None:
     """Read the layout from debug information, if there is any."""
     with open_source(xen_syms) as source:
+        if not _is_elf(source):
+            return None
         try:
             return layout_of(read_debug_info(source))
         except UnknownFormatError:
@@ -222,3 +221,8 @@ def _debug_layout(xen_syms: str | os.PathLike[str]) -> Layout | None:
         except FormatError as error:
             error.path = error.path or str(xen_syms)
             raise
+
+
+def _is_elf(source: Source) -> bool:
+    """Tell xen-syms from its map of symbols, which is text."""
+    return bytes(source.view(0, min(source.size, len(ELF_MAGIC)))) == ELF_MAGIC

@@ -210,6 +210,14 @@ def test_symbols_and_their_layouts(tmp_path: Path) -> None:
     assert [each.number for each in host.domains] == [0, 3, 9]
 
 
+def test_a_map_of_symbols(tmp_path: Path) -> None:
+    """As Xen's build writes it beside xen-syms."""
+    built = Host(guests())
+    path = tmp_path / "xen-syms.map"
+    path.write_text("".join(f"{at:#018x} B {name}\n" for name, at in built.symbols.items()))
+    assert [each.number for each in open_host(dump_of(built), path).domains] == [0, 3, 9]
+
+
 def test_debug_information_tells_a_layout_that_no_table_has(tmp_path: Path) -> None:
     moved = {name: at + 16 if name in ("handle", "next", "p2m", "ctrlreg", "guest_table") else at
              for name, at in XEN_4_17.items()}  # fmt: skip
