@@ -75,7 +75,10 @@ def _level(
             words = memory.read_pages(table[at : at + _BATCH]).view("<i8")
         except PageUnavailableError as error:
             raise CorruptDumpError(f"the table at machine frame {error.pfn:#x} is {error.state}", what=_WHAT) from None
-        row, index = np.nonzero(words & _PRESENT)
+        used = words & _PRESENT != 0
+        if level == _LEVELS - 1:
+            used &= words & _LARGE == 0  # a processor has no pages of 512 GiB
+        row, index = np.nonzero(used)
         entry = words[row, index]
         gfn = base[at + row] + (index << _BITS * level)
         leaf: Bools = np.full(len(entry), level == 0) | ((entry & _LARGE) != 0)
@@ -110,8 +113,8 @@ def _map(gfn: Int64s, mfn: Int64s, count: Int64s, kind: Int64s, frames: int) -> 
     """Make the map of runs in any order; each table was entered once, so they are disjoint."""
     order = np.argsort(gfn, kind="stable")
     gfn, mfn, count, kind = gfn[order], mfn[order], count[order], kind[order]
-    ram = np.isin(kind, _RAM) & (mfn + count <= frames)
-    other = np.isin(kind, _OTHERS)
+    count = np.minimum(count, frames - mfn)  # a large page may be mapped over the end of memory
+    ram, other = (np.isin(kind, kinds) & (count > 0) for kinds in (_RAM, _OTHERS))
     size = int(gfn[-1] + count[-1]) if len(gfn) else 0
     pages, foreign = (FrameRuns(gfn[each], mfn[each], count[each]) for each in (ram, other))
     return P2M(pages, size, foreign=foreign)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from dumpxlate.dump import Cpu
 from dumpxlate.errors import CorruptDumpError, UnknownFormatError, UnsupportedFeatureError
 from dumpxlate.format import OpenOptions
 from dumpxlate.io.source import BytesSource
@@ -139,10 +140,6 @@ def test_a_running_processor_is_the_hosts_or_not_known() -> None:
     dump = dump_of(Host(model))
     assert not dump.domain(0).cpus
     assert any("running" in remark for remark in dump.domain(0).remarks)
-    host_cpu = dump.cpus[0] if dump.cpus else None
-    assert host_cpu is None
-    from dumpxlate.dump import Cpu
-
     root = find_hypervisor(dump).root
     inside = replace(dump, cpus=(Cpu(0, {"cs": 0xE033, "rip": 0x4711, "cr3": root}),))
     assert [cpu.registers["rip"] for cpu in inside.domain(0).cpus] == [0x4711, 0x4711]
@@ -311,6 +308,18 @@ def test_torn_nested_tables() -> None:
     built = Host(guests())
     with pytest.raises(CorruptDumpError, match="absent"):
         dump_of(built, lacking=[second]).domain(9)
+
+
+def test_a_large_page_over_the_end_of_memory_is_cut() -> None:
+    built = Host(guests())
+    second = built.second_level(built.tables[9])
+    built.put(second * PAGE + 8 * 5, (4096 - 512) * PAGE | 0x87)
+    built.put(second * PAGE + 8 * 6, 4096 * PAGE | 0x87)
+    built.put(built.tables[9] * PAGE + 8 * 1, 0x87)  # no processor has a page of 512 GiB
+    found = dump_of(built, lacking=[]).domain(9)
+    pages = found.pages.ram.select(0, 1 << 20)
+    assert pages[-1] == 5 * 512 + 511
+    assert len(pages) == 528 + 512
 
 
 def test_a_torn_p2m_is_replaced_by_what_xen_knows() -> None:
