@@ -127,6 +127,8 @@ def _read(count: UInt64s, owner: UInt64s) -> tuple[Int64s, Int64s]:
 
 
 def one_frame(frames: Frames, mfn: int) -> tuple[int, Kind]:
-    """Give owner and kind of a single frame."""
+    """Give owner and kind of a single frame, whatever number is taken for one."""
+    if not 0 <= mfn < frames.count:
+        return -1, Kind.NONE
     owner, kind = frames.owner(np.array([mfn], np.int64))
     return int(owner[0]), Kind(int(kind[0]))
