@@ -11,7 +11,7 @@ from dumpxlate.memory import PhysicalMemory
 from dumpxlate.p2m.lists import frame_lists_reach, read_frame_lists
 from dumpxlate.p2m.shared_info import from_shared_info, parse_shared_info
 from dumpxlate.stores import RemappedStore
-from dumpxlate.xen import PAGE_SIZE, xen_machine
+from dumpxlate.xen import xen_machine
 from dumpxlate.xen_host.crash_note import host_signs
 from dumpxlate.xen_host.host import open_host
 from dumpxlate.xen_host.nested import read_nested_tables
@@ -108,9 +108,7 @@ def _by_note(dump: Dump, frame_lists: int) -> Dump:
 
 
 def _shared_info(host: Host, domain: Domain) -> bytes:
-    if domain.shared_info < 0:
-        return b""
-    return host.hypervisor.virtual.memory.read(domain.shared_info * PAGE_SIZE, PAGE_SIZE)
+    return host.hypervisor.page(domain.shared_info) if domain.shared_info >= 0 else b""
 
 
 def _own_map(host: Host, domain: Domain) -> _Found:

@@ -94,6 +94,13 @@ class Hypervisor:
             address, length = address + inside, length - inside
         return b"".join(parts)
 
+    def page(self, frame: int) -> bytes:
+        """Read a machine frame; empty where it is not in the dump."""
+        try:
+            return self.virtual.memory.read(frame * PAGE_SIZE, PAGE_SIZE)
+        except PageUnavailableError:
+            return b""
+
     def frame_of(self, address: int) -> int:
         """Give the machine frame behind an address of the direct map; -1 where it is no such address."""
         return self._place(address) // PAGE_SIZE if DIRECT_MAP <= address < _DIRECT_MAP_END else -1

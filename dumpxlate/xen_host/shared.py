@@ -31,7 +31,7 @@ def own_lists(hypervisor: Hypervisor, frames: Frames, owner: int) -> tuple[int, 
         Its frame, and what it says; None where no page is such a one: the guest is not paravirtual.
     """
     for mfn in np.concatenate([*frames.held(owner, Kind.HEAP)]).tolist():
-        block = hypervisor.virtual.memory.read(mfn * PAGE_SIZE, PAGE_SIZE)
+        block = hypervisor.page(mfn)
         for bits in _WIDTHS:
             try:
                 info = parse_shared_info(block, bits)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from dumpxlate.dump import Cpu
-from dumpxlate.errors import CorruptDumpError, UnknownFormatError, UnsupportedFeatureError
+from dumpxlate.errors import CorruptDumpError, DumpxlateError, UnknownFormatError, UnsupportedFeatureError
 from dumpxlate.format import OpenOptions
 from dumpxlate.io.source import BytesSource
 from dumpxlate.registry import open_from
 from dumpxlate.xen_host import host as host_module
 from dumpxlate.xen_host.crash_note import host_signs
 from dumpxlate.xen_host.frames import Frames
-from dumpxlate.xen_host.guest import domain_dump
+from dumpxlate.xen_host.guest import domain_dump, guest_dump
 from dumpxlate.xen_host.host import open_host
 from dumpxlate.xen_host.hypervisor import find_hypervisor
 from tests.builders import dwarf
@@ -330,6 +332,32 @@ def test_a_torn_p2m_is_replaced_by_what_xen_knows() -> None:
     found = dump_of(built).domain(0)
     check_memory(found, model[0])
     assert any("of no use" in remark for remark in found.remarks)
+
+
+def test_a_shared_info_that_is_not_in_the_dump() -> None:
+    model = guests()
+    built = Host(model)
+    found = dump_of(built, lacking=[built.shared[0]]).domain(0)
+    check_memory(found, model[0])
+    assert "xen_shared_info" not in found.blocks
+    assert any("of no use" in remark for remark in found.remarks)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_hosts_with_words_overwritten_end_in_a_dump_or_a_typed_error(seed: int) -> None:
+    random = Random(seed)
+    built = Host(guests())
+    notes = built.crash_notes(built.guests[0].pages[97])
+    for _ in range(random.choice([1, 20, 300])):
+        place = random.randrange(PAGE, 200 * PAGE, 8)  # the hypervisor's own frames
+        values = [0, (1 << 64) - 1, random.getrandbits(64), random.randrange(4096) * PAGE | 7]
+        built.put(place, random.choice([*values, built.address(random.randrange(4096))]))
+    with contextlib.suppress(DumpxlateError):
+        host = open_host(dump_of(built, random.choice([notes, []])))
+        for domain in host.domains:
+            with contextlib.suppress(DumpxlateError):
+                pages = guest_dump(host, domain).pages
+                assert pages.stored.count <= pages.ram.count
 
 
 def test_crash_note() -> None:
