@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from dumpxlate.dump import Space
 from dumpxlate.p2m.map import DeferredP2M
-from dumpxlate.p2m.methods import ways
 from dumpxlate.registry import all_formats, all_wrappers, reads
 from dumpxlate.stores import DeferredStore
 from dumpxlate.xen_host.crash_note import host_signs
@@ -139,6 +138,8 @@ def _methods(dump: Dump) -> list[dict[str, Any]]:
     """Say by which methods a Xen guest's map can be found in its dump; nothing is searched for that."""
     if not (dump.machine.paravirtual or dump.saved_p2m or dump.format.startswith("xen")):
         return []
+    from dumpxlate.p2m.methods import ways
+
     return [{"method": way.method, "applies": way.applies, "why": printable(way.why)} for way in ways(dump)]
 
 

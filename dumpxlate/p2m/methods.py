@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from dumpxlate.dump import Space
 from dumpxlate.errors import MapError, PageUnavailableError
 from dumpxlate.p2m.map import P2M, FrameRuns
-from dumpxlate.p2m.shared_info import from_shared_info, parse_shared_info
 from dumpxlate.pageset import difference
 from dumpxlate.stores import MISS_LIMIT, RemappedStore
 
@@ -236,6 +235,8 @@ def _shared_info_applies(task: _Task) -> tuple[bool, str]:
         return False, keyed
     if not block:
         return False, "the file has no shared_info"
+    from dumpxlate.p2m.shared_info import parse_shared_info
+
     try:
         info = parse_shared_info(block, task.dump.machine.word_bits)
     except MapError as error:
@@ -249,6 +250,8 @@ def _shared_info_applies(task: _Task) -> tuple[bool, str]:
 
 
 def _shared_info(task: _Task) -> FoundMap:
+    from dumpxlate.p2m.shared_info import from_shared_info, parse_shared_info
+
     info = parse_shared_info(task.dump.blocks["xen_shared_info"], task.dump.machine.word_bits)
     p2m, how = from_shared_info(task.memory, info)
     return FoundMap(p2m, "shared-info", how)

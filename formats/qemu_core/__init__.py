@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT"]
 
+_MAGIC = b"\x7fELF"
+
 
 class QemuCoreFormat:
     """Reads cores of QEMU processes."""
@@ -44,6 +46,8 @@ class QemuCoreFormat:
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the core of a process whose name, or whose program, is QEMU's."""
+        if source.size < 64 or source.view(0, len(_MAGIC)) != _MAGIC:
+            return None
         from dumpxlate.formats.qemu_core.process import qemu_program
 
         program = qemu_program(source)
