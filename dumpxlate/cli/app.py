@@ -20,6 +20,7 @@ _COMMANDS = {
     "convert": "convert_command.convert",
     "compare": "verify_commands.compare",
     "check": "verify_commands.check",
+    "checksum": "verify_commands.checksum",
     "map": "verify_commands.map_",
     "regs": "guest_commands.regs",
     "vmcoreinfo": "guest_commands.vmcoreinfo",

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from dumpxlate.arrays import Int64s
 
-__all__ = ["bar_cells", "show_bar", "show_check", "show_comparison", "show_map"]
+__all__ = ["bar_cells", "show_bar", "show_check", "show_checksum", "show_comparison", "show_map"]
 
 _LISTED = 16
 _LINE = 1000
+_DIGEST_LINE = 120
 
 _OUTCOMES = {
     "equal": "equal",
@@ -133,6 +134,23 @@ def show_check(found: dict[str, Any]) -> None:
             out.print(f"\n{title}", style="italic")
             for line in found[key]:
                 out.print(Text(f"  {line}"))
+
+
+def show_checksum(found: dict[str, Any]) -> None:
+    """Print what ``describe_checksum`` says; digests are never cut."""
+    out = _wide()
+    out.width = max(out.width, _DIGEST_LINE)
+    lines = [("content", found["content"]), ("data", found["data"])]
+    lines.append(("memory", f"{found['bytes']:,} bytes, {found['data_bytes']:,} of them in pages that are not zero"))
+    lines.append(("addresses", found["file"]["space"]))
+    if found["bad"]:
+        lines.append(("not in it", f"{found['bad']:,} pages that do not decode"))
+    out.print(facts(_file(found["file"]), lines))
+    if found["runs"]:
+        rows = [(run["start"], run["end"], run["content"]) for run in found["runs"]]
+        out.print(listing("\nRuns", ("from", "up to", "content"), rows))
+        if found["more_runs"]:
+            out.print(f"  and {found['more_runs']:,} more runs (--runs lists more)", style="dim")
 
 
 def show_map(found: dict[str, Any]) -> None:

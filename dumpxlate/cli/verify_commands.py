@@ -1,4 +1,4 @@
-"""Commands that look at pages and write none: compare, check, map."""
+"""Commands that look at pages and write none: compare, check, checksum, map."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dumpxlate.cli.groups import grouped
-from dumpxlate.cli.guard import EXIT_NO, guarded, say
+from dumpxlate.cli.guard import EXIT_INCOMPLETE, EXIT_NO, guarded, say
 from dumpxlate.cli.options import AsJson, Cpu, Cr3, Files, Input, ShowProgress, Threads
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["check", "compare", "map_"]
+__all__ = ["check", "checksum", "compare", "map_"]
 
 
 @guarded
@@ -94,6 +94,44 @@ def check(
     _show(described, show_check, as_json=as_json)
     if not found.ok:
         raise typer.Exit(EXIT_NO)
+
+
+@guarded
+@grouped
+def checksum(
+    files: Files,
+    inputs: Input,
+    runs: Annotated[
+        int, typer.Option("--runs", min=0, metavar="N", help="Also list the first N runs of memory, each with its own.")
+    ] = 0,
+    expect: Annotated[
+        str | None, typer.Option("--expect", metavar="DIGEST", help="Exit with 1 unless one of the digests is this.")
+    ] = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+    progress: ShowProgress = ProgressStyle.AUTO,
+) -> None:
+    """Print digests of memory that are the same for the same guest in any format.
+
+    Exit code 0; 1 if it is not the one expected; 4 if the dump is damaged, so that its digests lack something.
+    """
+    from dumpxlate.cli.render_verify import show_checksum
+    from dumpxlate.describe.dump import printable
+    from dumpxlate.describe.verify import describe_checksum
+    from dumpxlate.verify.digest import checksum as run
+
+    with inputs.open(files) as dump:
+        with show_progress(progress) as callback:
+            found = run(dump, runs=runs, threads=threads, progress=callback)
+        described = describe_checksum(dump, found)
+    for line in described["damage"]:
+        say(f"{printable(dump.name)}: {line}")
+    _show(described, show_checksum, as_json=as_json)
+    if expect is not None and expect.lower() not in (described["content"], described["data"]):
+        say(f"{printable(dump.name)}: not the digest expected")
+        raise typer.Exit(EXIT_NO)
+    if not found.complete:
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @guarded

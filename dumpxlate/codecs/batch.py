@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dumpxlate.codecs import Codec
     from dumpxlate.pages import PageStore
 
-__all__ = ["decode", "encode", "gather", "mark_zero", "peek", "read_pages", "substitute"]
+__all__ = ["decode", "divide", "encode", "gather", "mark_zero", "peek", "read_pages", "substitute"]
 
 _WORD = 8
 
@@ -59,6 +59,24 @@ def decode(batch: PageBatch, page_size: int) -> PageBatch:
         failed[slots] = _decode_rows(codec_for(CodecId(id)), batch, rows[slots], body, slots)
     body[failed] = 0
     return PageBatch(_drop(_packed_raw(table, rows, page_size), rows[failed]), body.reshape(-1).data)
+
+
+def divide(batch: PageBatch, page_size: int, unit: int) -> PageBatch:
+    """Cut raw pages into smaller ones of ``unit`` bytes, which divides the page size; nothing is copied."""
+    parts, table = page_size // unit, batch.table
+    if parts == 1:
+        return batch
+    number = np.tile(np.arange(parts, dtype=np.int64), len(table))
+    state, offset = np.repeat(table.state, parts), np.repeat(table.offset, parts)
+    stored = state == _STORED
+    cut = PageTable(
+        np.repeat(table.pfn * parts, parts) + number,
+        state,
+        np.repeat(table.codec, parts),
+        np.where(stored, offset + number * unit, -1),
+        np.where(stored, np.int32(unit), np.int32(0)),
+    )
+    return replace(batch, table=cut)
 
 
 def gather(batch: PageBatch, page_size: int) -> PageBatch:

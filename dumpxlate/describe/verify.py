@@ -1,4 +1,4 @@
-"""Comparisons, checks and maps as plain values, ready for JSON, that tables are made from.
+"""Comparisons, checks, digests and maps as plain values, ready for JSON, that tables are made from.
 
 As in :mod:`dumpxlate.describe.dump`: shapes are versioned, addresses are hex strings, strings of a guest are escaped.
 """
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from dumpxlate.dump import Dump
     from dumpxlate.verify.check import CheckReport
     from dumpxlate.verify.compare import Comparison
+    from dumpxlate.verify.digest import Checksum
     from dumpxlate.verify.facts import FactDifference, FactsComparison
     from dumpxlate.verify.pages import PageDifference
 
-__all__ = ["describe_check", "describe_comparison", "describe_map"]
+__all__ = ["describe_check", "describe_checksum", "describe_comparison", "describe_map"]
 
 
 def describe_comparison(a: Dump, b: Dump, found: Comparison) -> dict[str, Any]:
@@ -129,6 +130,27 @@ def describe_check(dump: Dump, found: CheckReport) -> dict[str, Any]:
         "fit": asdict(found.fit) | {"fits": found.fit.fits} if found.fit else None,
         "damage": [printable(line) for line in found.damage],
         "remarks": [printable(line) for line in found.remarks],
+        "seconds": round(found.seconds, 3),
+    }
+
+
+def describe_checksum(dump: Dump, found: Checksum) -> dict[str, Any]:
+    """Describe digests (``dumpxlate.checksum/1``)."""
+    return {
+        "schema": "dumpxlate.checksum/1",
+        "file": _file(dump),
+        "content": found.content.hex(),
+        "data": found.data.hex(),
+        "bytes": found.bytes,
+        "data_bytes": found.data_bytes,
+        "runs": [
+            {"start": hex(run.address), "end": hex(run.address + run.length), "content": run.content.hex()}
+            for run in found.runs
+        ],
+        "more_runs": found.total_runs - len(found.runs),
+        "complete": found.complete,
+        "bad": found.bad,
+        "damage": [printable(line) for line in found.damage],
         "seconds": round(found.seconds, 3),
     }
 

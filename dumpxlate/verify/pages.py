@@ -23,12 +23,12 @@ import numpy as np
 from dumpxlate.arrays import expand
 from dumpxlate.codecs import batch as batches
 from dumpxlate.errors import UnsupportedFeatureError
-from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable
+from dumpxlate.pages import CodecId, PageState
 from dumpxlate.pageset import PageRuns, union
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s, UInt8s
-    from dumpxlate.pages import PageStore
+    from dumpxlate.pages import PageBatch, PageStore
     from dumpxlate.pageset import PageSet
 
 __all__ = ["Outcome", "PageDifference", "PagePair", "Part", "worse"]
@@ -143,22 +143,8 @@ class _Side:
 
     def raw(self, batch: PageBatch) -> PageBatch:
         """Decode pages, and cut those that are larger than what is compared."""
-        decoded = batches.decode(batch, self.store.page_size)
-        if self.step == 1:
-            return decoded
-        table = decoded.table
-        part = np.tile(np.arange(self.step, dtype=np.int64), len(table))
-        state, offset = np.repeat(table.state, self.step), np.repeat(table.offset, self.step)
-        return PageBatch(
-            PageTable(
-                np.repeat(table.pfn * self.step, self.step) + part,
-                state,
-                np.repeat(table.codec, self.step),
-                np.where(state == _STORED, offset + part * self.page_size, -1),
-                np.where(state == _STORED, np.int32(self.page_size), np.int32(0)),
-            ),
-            decoded.body,
-        )
+        size = self.store.page_size
+        return batches.divide(batches.decode(batch, size), size, self.page_size)
 
     def place(self, pfn: Int64s) -> list[int]:
         """Tell where in the file smaller pages are."""
