@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from dumpxlate.errors import OutputError
+from dumpxlate.io.temporary import Temporary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
 
-__all__ = ["FileSink", "Output", "PipeSink", "Sink"]
+__all__ = ["FileSink", "Output", "PipeSink", "Sink", "sync_folder"]
 
 _IOV_MAX = 1024
 _ZEROS = bytes(1 << 20)
@@ -55,8 +55,12 @@ class Sink(Protocol):
 class Output(Sink, Protocol):
     """A sink that is a whole output, which whoever opened it completes."""
 
+    def complete(self) -> None:
+        """Write what ends the output, and make all of it durable: nothing is written after this."""
+        ...
+
     def commit(self) -> None:
-        """Complete the output: nothing is written after this."""
+        """Complete the output, unless that was done, and give it its name."""
         ...
 
 
@@ -77,31 +81,23 @@ def _write_all(fd: int, parts: Iterable[memoryview | bytes], offset: int | None)
     return total
 
 
-_PARTIALS: set[Path] = set()
-"""Temporary files of this process; a signal between their making and the ``with`` block would leave them behind."""
-
-
-@atexit.register
-def _remove_partials() -> None:
-    for path in _PARTIALS:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
 class FileSink:
-    """A regular file, written under a temporary name beside the target and renamed when complete.
+    """A regular file that appears under its name only when it is complete; an existing one is replaced in one step.
 
-    The file is created with mode 0600: a memory dump holds secrets. Leaving the ``with`` block by an exception
-    removes the temporary file and leaves the target as it was.
+    The file is created with mode 0600: a memory dump holds secrets. Leaving the ``with`` block by an exception leaves
+    the target as it was, and nothing else behind.
 
     Args:
         path: the target.
         overwrite: whether an existing file may be replaced.
         inputs: files that must not be the target, whatever name or link leads to them.
+        partial: name, in the target's folder, that the file has until it is complete; None for none, where the file
+            system can do without.
+        keep: a file left under that name is taken over as it is, and stays when the writing fails.
 
     Raises:
         OutputError: the target exists, is an input, or is no regular file.
-        OSError: the temporary file cannot be created.
+        OSError: the file cannot be created.
     """
 
     seekable = True
@@ -112,22 +108,25 @@ class FileSink:
         *,
         overwrite: bool = False,
         inputs: Sequence[str | os.PathLike[str]] = (),
+        partial: str | None = None,
+        keep: bool = False,
     ) -> None:
         self.path = Path(path)
         self._overwrite = overwrite
+        self._complete = False
         _refuse_bad_target(os.fspath(path), overwrite, inputs)
-        # A name has 255 bytes at most, whatever the number of its characters.
-        name = os.fsdecode(os.fsencode(self.path.name)[:200])
-        self._partial = self.path.absolute().with_name(f".{name}.{secrets.token_hex(4)}.partial")
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        _PARTIALS.add(self._partial)  # before it is there: a signal may come at any moment
-        self._fd = os.open(self._partial, flags, 0o600)
+        self._file = Temporary(self.path, partial, keep=keep)
         self.position = 0
+
+    @property
+    def partial(self) -> Path | None:
+        """Where the file can be opened before it is complete, if it can."""
+        return self._file.path
 
     def append(self, parts: Iterable[memoryview | bytes]) -> int:
         """Write parts one behind the other at the position; give back where they begin."""
         start = self.position
-        self.position += _write_all(self._fd, parts, start)
+        self.position += _write_all(self._file.fd, parts, start)
         return start
 
     def skip(self, length: int) -> None:
@@ -136,48 +135,48 @@ class FileSink:
 
     def write_at(self, offset: int, data: memoryview | bytes) -> None:
         """Write over what is already there, or ahead of it; the position stays."""
-        _write_all(self._fd, [data], offset)
+        _write_all(self._file.fd, [data], offset)
+
+    def size(self) -> int:
+        """Give the length that the file has now."""
+        return os.fstat(self._file.fd).st_size
+
+    def go_on(self, position: int) -> None:
+        """Drop what lies behind a position, and write from there on."""
+        os.ftruncate(self._file.fd, position)
+        self.position = position
+
+    def sync(self) -> None:
+        """Make durable what was written so far."""
+        os.fsync(self._file.fd)
+
+    def complete(self) -> None:
+        """Give the file its length, and make all of it durable; it has not got its name yet."""
+        if self.size() < self.position:
+            os.ftruncate(self._file.fd, self.position)
+        self.sync()
+        self._complete = True
 
     def commit(self) -> None:
-        """Make the file durable and give it its name.
+        """Complete the file and give it its name, durably.
 
         Raises:
             OutputError: a file of that name appeared meanwhile and must not be replaced.
         """
-        if os.fstat(self._fd).st_size < self.position:
-            os.ftruncate(self._fd, self.position)
-        os.fsync(self._fd)
-        self._close()
-        if self._overwrite:
-            self._partial.replace(self.path)
-        else:
-            self._link()
-        _sync_folder(self.path.parent)
+        if not self._complete:
+            self.complete()
+        self._file.publish(overwrite=self._overwrite)
+        self._file.discard()
+        sync_folder(self.path.parent)
 
-    def _link(self) -> None:
-        """Rename without replacing: a hard link fails where the name is taken."""
-        try:
-            os.link(self._partial, self.path)
-        except FileExistsError:
-            raise OutputError("appeared while it was being written", path=str(self.path)) from None
-        except OSError:
-            # File systems without hard links (FAT, some FUSE).
-            if os.path.lexists(self.path):
-                raise OutputError("appeared while it was being written", path=str(self.path)) from None
-            self._partial.rename(self.path)
-            return
-        self._partial.unlink()
+    def abort(self, *, keep: bool = True) -> None:
+        """Give the file up; the target stays as it was. Harmless after commit.
 
-    def abort(self) -> None:
-        """Remove the temporary file; the target stays as it was. Harmless after commit."""
-        self._close()
-        self._partial.unlink(missing_ok=True)
-        _PARTIALS.discard(self._partial)
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        Args:
+            keep: leave what was to be kept.
+        """
+        self._file.keep &= keep
+        self._file.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +184,13 @@ class FileSink:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.abort()
+        try:
+            self.abort()
+        except OSError as error:
+            if value is None:
+                raise
+            for note in error.__notes__:
+                value.add_note(note)
 
 
 def _refuse_bad_target(name: str, overwrite: bool, inputs: Sequence[str | os.PathLike[str]]) -> None:  # noqa: FBT001
@@ -215,14 +220,20 @@ def _is_same(path: Path, other: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the file system lets a folder be synced."""
-    with contextlib.suppress(OSError):
+def sync_folder(folder: Path) -> None:
+    """Make the name itself durable, where the file system lets a folder be synced, and us open it."""
+    try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF):
+            error.add_note("the output is complete under its name, and may lose it if power fails")
+            raise
+    finally:
+        os.close(fd)
 
 
 class PipeSink:
@@ -252,8 +263,11 @@ class PipeSink:
         """Refuse: a pipe cannot go back."""
         raise OutputError(f"cannot seek back to {offset:#x}", path=self.name)
 
-    def commit(self) -> None:
+    def complete(self) -> None:
         """Nothing to do: what was written has gone."""
+
+    def commit(self) -> None:
+        """Nothing to do either: a pipe has no name."""
 
     def __enter__(self) -> Self:
         return self

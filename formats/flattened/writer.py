@@ -40,6 +40,7 @@ class FlattenedSink:
         self._waiting = bytearray()
         self._waiting_at = 0
         self._end = 0
+        self._complete = False
         self.position = 0
         header = pack(MakedumpfileHeader(SIGNATURE, TYPE_FLAT_HEADER, VERSION_FLAT_HEADER), ">")
         outer.append([header.ljust(MAX_SIZE_MDF_HEADER, b"\0")])
@@ -59,13 +60,20 @@ class FlattenedSink:
         self._put(offset, [data])
 
     def commit(self) -> None:
+        """Complete the output, unless that was done, and commit the outer sink."""
+        if not self._complete:
+            self.complete()
+        self._outer.commit()
+
+    def complete(self) -> None:
         """Write the end marker and complete the outer sink."""
         if self._end < self.position:
             # The size of the file inside is where its last record ends.
             self._put(self.position - 1, [b"\0"])
         self._flush()
         self._outer.append([pack(MakedumpfileDataHeader(END_FLAG_FLAT_HEADER, END_FLAG_FLAT_HEADER), ">")])
-        self._outer.commit()
+        self._outer.complete()
+        self._complete = True
 
     def _put(self, offset: int, parts: Iterable[memoryview | bytes]) -> int:
         """Make a record, or lengthen the one that waits; records keep the order of writes, so that later ones win."""

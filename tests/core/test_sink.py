@@ -42,7 +42,24 @@ def only(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has no files without a name."""
+    monkeypatch.setattr(module.os, "O_TMPFILE", os.O_DIRECTORY)  # what open(2) makes of it there: EISDIR
+
+
+def test_a_file_has_no_name_before_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with FileSink(path) as sink:
+        assert sink.append([b"abc"]) == 0
+        assert (only(tmp_path), sink.partial) == ([], None)
+        sink.commit()
+        assert only(tmp_path) == ["out"]
+    assert path.read_bytes() == b"abc"
+    assert path.stat().st_nlink == 1
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path, named: None) -> None:
     path = tmp_path / "out"
     with FileSink(path) as sink:
         assert sink.seekable
@@ -65,11 +82,12 @@ def test_nothing_is_a_file_too(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == b""
 
 
-def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0, 0o22, 0o77, 0o777])
+def test_only_the_owner_may_read_it(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "out"
-    before = os.umask(0)
+    before = os.umask(umask)
     try:
-        with FileSink(path) as sink:
+        with FileSink(path, partial=".partial") as sink:
             (partial,) = tmp_path.iterdir()
             assert stat.S_IMODE(partial.stat().st_mode) == 0o600
             sink.commit()
@@ -105,7 +123,7 @@ def test_leaving_without_commit_is_giving_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["fsync", "link", "ftruncate"])
 def test_a_commit_that_fails_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    def full(*args: object) -> None:
+    def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"), FileSink(tmp_path / "out") as sink:
@@ -113,7 +131,7 @@ def test_a_commit_that_fails_leaves_no_trace(tmp_path: Path, monkeypatch: pytest
         sink.skip(10)
         monkeypatch.setattr(module.os, step, full)
         if step == "link":  # its fallback is a rename
-            monkeypatch.setattr(module.Path, "rename", full)
+            monkeypatch.setattr(module.os, "rename", full)
         sink.commit()
     assert only(tmp_path) == []
 
@@ -259,7 +277,7 @@ def test_a_file_that_appears_while_writing_is_kept(
 
 
 def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(module.os, "link", refuse)
