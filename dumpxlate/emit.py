@@ -95,6 +95,10 @@ class TrimmedSink:
         """Write at an offset of the sink itself."""
         self._sink.write_at(offset, data)
 
+    def pass_over(self, length: int) -> None:
+        """Take bytes as appended that are in the sink already."""
+        self._take(length)
+
     def _take(self, length: int) -> tuple[int, int]:
         start = min(self._skip, length)
         stop = min(length, start + self._left)

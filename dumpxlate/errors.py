@@ -16,6 +16,7 @@
       MissingCodecError             (also ImportError) the library is absent  .codec .extra
       LossyConversionError          the target cannot carry something         .losses
       OutputError                   the output cannot be written as asked     .path
+      VerificationError             what was written reads back differently   .path
 
 ``OSError`` passes through untouched; a wrong argument is a ``ValueError``.
 
@@ -45,6 +46,7 @@ __all__ = [
     "TruncatedDumpError",
     "UnknownFormatError",
     "UnsupportedFeatureError",
+    "VerificationError",
 ]
 
 
@@ -186,6 +188,14 @@ class LossyConversionError(DumpxlateError):
 
 class OutputError(DumpxlateError):
     """The output cannot be written where, or as, it was asked for."""
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
+class VerificationError(DumpxlateError):
+    """An output was written, read again, and does not hold what went into it."""
 
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(f"{path}: {message}")

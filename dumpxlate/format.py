@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from dumpxlate.dump import Space
 from dumpxlate.errors import MapError, UnsupportedFeatureError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dumpxlate.codecs import Codec
     from dumpxlate.dump import Dump
@@ -28,6 +28,7 @@ __all__ = [
     "Match",
     "OpenOptions",
     "Remarking",
+    "Resumable",
     "Wrapper",
     "WriteOptions",
     "Writer",
@@ -197,6 +198,31 @@ class Remarking(Protocol):
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a user should know of the output."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A writer that can go on in a file that another one, planned from the same dump and options, began.
+
+    What it puts into the file must not depend on how pages are cut into batches, nor on the time.
+    """
+
+    @property
+    def waiting(self) -> int:
+        """The last of the pages it was given that it has not written yet."""
+        ...
+
+    def begin(self, sink: Sink) -> None:
+        """Write what stands before the pages."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Give what it could not know again: plain values for JSON, few, and nothing of the pages' content."""
+        ...
+
+    def restore(self, sink: Sink, done: int, state: Mapping[str, Any]) -> None:
+        """Do instead of ``begin``: the first ``done`` pages are in the sink, which is where it was behind them."""
         ...
 
 

@@ -17,30 +17,41 @@ import numpy as np
 from dumpxlate.canonical.store import CanonicalStore
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
-from dumpxlate.errors import CorruptDumpError, CorruptPageError, LossyConversionError, MapError, OutputError
+from dumpxlate.errors import (
+    CorruptDumpError,
+    CorruptPageError,
+    DumpxlateError,
+    LossyConversionError,
+    MapError,
+    OutputError,
+)
 from dumpxlate.format import Accompanied, Loss, Remarking, WriteOptions
 from dumpxlate.io.sink import FileSink, PipeSink
 from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
-from dumpxlate.registry import find_format, find_wrapper
+from dumpxlate.registry import find_format
 from dumpxlate.stores import MISS_LIMIT
+from dumpxlate.verify.output import Written
+from dumpxlate.verify.output import verify as check_output
+from dumpxlate.writing.destination import FLATTENED, Named, open_destination
+from dumpxlate.writing.inputs import changed, identity, states
+from dumpxlate.writing.resume import resumption as prepare_resumption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dumpxlate.canonical.walk import Rewritten
     from dumpxlate.dump import Dump
     from dumpxlate.format import Writer
-    from dumpxlate.io.sink import Output, Sink
     from dumpxlate.pages import PageStore
     from dumpxlate.stores import MapFit
+    from dumpxlate.writing.destination import Destination
+    from dumpxlate.writing.resume import Resumption
 
 __all__ = ["FLATTENED", "BadPages", "Report", "convert", "convert_set"]
 
 BadPages: TypeAlias = Literal["stop", "skip", "zero"]
 """What to do with a page that does not decode: stop, count it as left out, or write zeros in its place."""
-
-FLATTENED = "flattened"
 
 _FEW_SPANS = 16
 """Up to so many pieces a batch is written straight from the input; beyond, gathering them first is faster."""
@@ -66,6 +77,8 @@ class Report:
         fit: how the p2m map and the dump fitted, where one was applied.
         page_size: bytes a page.
         rewritten: what became of a paravirtual guest's page tables, where they were made canonical.
+        resumed: pages that an earlier, interrupted conversion had written.
+        verified: whether the output was read again and found to hold the same.
     """
 
     source: str
@@ -78,6 +91,8 @@ class Report:
     bytes_written: int = 0
     seconds: float = 0.0
     page_size: int = 0
+    resumed: int = 0
+    verified: bool = False
     losses: tuple[Loss, ...] = ()
     damage: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -99,15 +114,17 @@ class _Pump:
     bad_pages: BadPages
     counts: Counter[str] = field(default_factory=Counter)
 
-    def run(self, sink: Sink, meter: Meter, threads: int) -> None:
-        """Write everything that the writer wants."""
-        self.writer.begin(sink)
+    def run(self, done: int, meter: Meter, threads: int, resumption: Resumption | None) -> None:
+        """Write everything that the writer wants and has not yet; ``done`` pages it has."""
         size = self.store.page_size
-        with contextlib.closing(
-            ordered_map(self.prepare, windows(self.writer.pages, size), threads=threads)
-        ) as prepared:
+        meter.add(done * size)
+        todo = windows(self.writer.pages, size, begin=done)
+        with contextlib.closing(ordered_map(self.prepare, todo, threads=threads)) as prepared:
             for batch in prepared:
                 self.write(batch)
+                done += len(batch.table)
+                if resumption:
+                    resumption.wrote(done, batch.table.state, self.counts)
                 meter.add(len(batch.table) * size)
         self.writer.finish()
 
@@ -158,6 +175,8 @@ def convert(
     bad_pages: BadPages = "stop",
     canonical: bool = False,
     threads: int | None = None,
+    verify: bool = False,
+    resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Write a dump in another format.
@@ -170,41 +189,143 @@ def convert(
         format: name of the format to write; ``flattened`` is kdump, flattened.
         options: what the format may be asked for.
         allow_loss: write although the target cannot carry something, or the p2m map does not fit.
-        salvage: write although parts of the input are missing or broken.
+        salvage: write although parts of the input are missing or broken, or it changes meanwhile.
         overwrite: replace an existing file.
-        flattened: wrap the output into makedumpfile's records for pipes. What goes to a pipe, of a format that must
-            go back in its file, is wrapped unasked.
+        flattened: wrap the output into makedumpfile's records for pipes; done unasked for a pipe, where the format must
+            go back in its file.
         bad_pages: what to do with pages that do not decode.
         canonical: write a paravirtual guest's page tables and cr3 with its own frames, as an ordinary guest's.
-        threads: workers; 0 does all in this thread, None takes one for each processor, up to 8.
+        threads: workers; 0 for this thread alone, None for one a processor, up to 8.
+        verify: read the output again and compare it with the dump before it gets its name.
+        resume: leave what was written when interrupted, and go on with what an earlier call left.
         progress: called after each batch.
 
     Raises:
         LossyConversionError: the target cannot carry something, and ``allow_loss`` is not given.
         MapError: the p2m map is missing, or does not fit the dump.
-        CorruptDumpError: the input is damaged, and ``salvage`` is not given.
+        CorruptDumpError: the input is damaged or changes, and ``salvage`` is not given.
         OutputError: the target exists, is the input, or is no regular file.
+        VerificationError: the output does not hold what the dump holds.
     """
     _refuse_damage(dump, salvage=salvage)
     if canonical:
         dump = dump.canonical(progress=progress, threads=threads)
     if format == FLATTENED:
         format, flattened = "kdump", True
-    writer = find_format(format).writer(dump, options or WriteOptions())
-    fit = dump.fit()
-    losses = writer.losses + _lost_beside(writer, target)
+    options = options or WriteOptions()
+    writer = find_format(format).writer(dump, options)
+    losses, fit = writer.losses + _lost_beside(writer, target), dump.fit()
     if not allow_loss:
         _refuse_loss(dump, losses, fit)
     flattened = flattened or (writer.seeks and isinstance(target, PipeSink))
-    pump = _Pump(dump.pages, writer, bad_pages)
-    meter = Meter("convert", writer.pages.count * dump.pages.page_size, progress)
-    with _output(dump, target, writer, overwrite=overwrite) as outer:
-        sink = _wrapped(outer) if flattened else outer
-        pump.run(sink, meter, default_threads() if threads is None else threads)
-        sink.commit()
     name = target.name if isinstance(target, PipeSink) else str(target)
-    report = Report(dump.name, name, format, container=FLATTENED if flattened else None, losses=losses)
-    return _report(dump, pump, replace(report, fit=fit, bytes_written=outer.position, seconds=meter.seconds))
+    report = Report(dump.name, name, format, container=FLATTENED if flattened else None, losses=losses, fit=fit)
+    pump = _Pump(dump.pages, writer, bad_pages)
+    run = _Run(dump, pump, options, threads=default_threads() if threads is None else threads, progress=progress)
+    return run.write(report, target, overwrite=overwrite, salvage=salvage, verify=verify, resume=resume)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One conversion that was found to be possible.
+
+    Attributes:
+        dump: what is converted.
+        pump: what moves its pages.
+        options: what was asked of the writer.
+        threads: workers.
+        progress: called after each batch.
+    """
+
+    dump: Dump
+    pump: _Pump
+    options: WriteOptions
+    threads: int
+    progress: Callable[[Progress], None] | None
+
+    def write(
+        self,
+        report: Report,
+        target: str | os.PathLike[str] | PipeSink,
+        *,
+        overwrite: bool,
+        salvage: bool,
+        verify: bool,
+        resume: bool,
+    ) -> Report:
+        """Write the output and give the report of it; the output gets its name last of all."""
+        dump, writer, flattened = self.dump, self.pump.writer, report.container is not None
+        inputs = states(dump)
+        named = _named(target) if verify else None
+        with contextlib.ExitStack() as opened:
+            resumption = None
+            if resume:
+                work = identity(dump, writer, self.options, format=report.format, canonical=dump.machine.canonical)
+                resumption = opened.enter_context(prepare_resumption(target, writer, work, flattened=flattened))
+                named = resumption.named
+            where = opened.enter_context(
+                open_destination(
+                    target,
+                    writer,
+                    flattened=flattened,
+                    overwrite=overwrite,
+                    inputs=[source.name for source in dump.sources],
+                    named=named,
+                )
+            )
+            meter = Meter("convert", writer.pages.count * dump.pages.page_size, self.progress)
+            done = self._begin(where, resumption)
+            self.pump.run(done, meter, self.threads, resumption)
+            where.complete(writer)
+            report = _report(dump, self.pump, replace(report, bytes_written=where.outer.position, resumed=done))
+            report = self._checked(report, changed(inputs), salvage=salvage)
+            if verify:
+                self._verify(where, report)
+            where.commit()
+            if resumption:
+                resumption.remove()
+        return replace(report, seconds=meter.seconds, verified=verify)
+
+    def _begin(self, where: Destination, resumption: Resumption | None) -> int:
+        """Write what stands before the pages, or go on; gives the pages that are written already."""
+        if resumption and isinstance(where.outer, FileSink):
+            done = resumption.start(where.outer)
+            self.pump.counts = resumption.counts
+            return done
+        self.pump.writer.begin(where.sink)
+        return 0
+
+    def _checked(self, report: Report, change: str | None, *, salvage: bool) -> Report:
+        """Refuse an output of which nobody knows what it is, unless the user takes what there is."""
+        if change is None:
+            return report
+        if not salvage:
+            raise CorruptDumpError(f"{change} (--salvage keeps it)", format=self.dump.format)
+        return replace(report, damage=(*report.damage, change))
+
+    def _verify(self, where: Destination, report: Report) -> None:
+        """Compare the output with the dump; one that is wrong is not kept, whatever was asked."""
+        assert isinstance(where.outer, FileSink)
+        assert where.outer.partial
+        bad = report.pages_out.get("bad", 0)
+        pages = self.pump.writer.pages
+        written = Written(where.outer.partial, report.format, report.container, pages, self.options, bad)
+        try:
+            check_output(self.dump, written, threads=self.threads, progress=self.progress)
+        except DumpxlateError:
+            where.outer.abort(keep=False)
+            raise
+
+
+def _named(target: str | os.PathLike[str] | PipeSink) -> Named:
+    """Name an output that must be read before it is complete.
+
+    Raises:
+        OutputError: it is a pipe.
+    """
+    if isinstance(target, PipeSink):
+        raise OutputError("--verify needs a file: what went into a pipe cannot be read again", path=target.name)
+    return Named.fresh(target)
 
 
 def convert_set(
@@ -231,9 +352,11 @@ def convert_set(
         how: as for ``convert``.
 
     Raises:
-        ValueError: a part outside the set.
+        ValueError: a part outside the set, or a whole set to go on with.
         OutputError: a set into a pipe.
     """
+    if split is not None and part is None and how.get("resume"):
+        raise ValueError("--resume goes on in one file: give the --part of the set")
     if split is None:
         if part is not None:
             raise ValueError("--part needs --split: it names one file of a set")
@@ -268,36 +391,11 @@ def _report(dump: Dump, pump: _Pump, report: Report) -> Report:
     )
 
 
-@contextlib.contextmanager
-def _output(
-    dump: Dump, target: str | os.PathLike[str] | PipeSink, writer: Writer, *, overwrite: bool
-) -> Iterator[FileSink | PipeSink]:
-    """Open the output, and the file that goes beside it where the format has one, which is completed behind it."""
-    if isinstance(target, PipeSink):
-        yield target
-        return
-    with FileSink(target, overwrite=overwrite, inputs=[source.name for source in dump.sources]) as sink:
-        if not isinstance(writer, Accompanied):
-            yield sink
-            return
-        with FileSink(os.fspath(target) + writer.companion_suffix, overwrite=overwrite) as beside:
-            yield sink
-            beside.append([writer.companion()])
-            beside.commit()
-
-
 def _lost_beside(writer: Writer, target: str | os.PathLike[str] | PipeSink) -> tuple[Loss, ...]:
     """Say what stands in the file beside the output, where there is no place beside it."""
     if isinstance(target, PipeSink) and isinstance(writer, Accompanied):
         return (Loss(writer.companion_holds, f"there is no place for {writer.companion_suffix} beside a pipe"),)
     return ()
-
-
-def _wrapped(sink: FileSink | PipeSink) -> Output:
-    """Put the container for pipes around an output."""
-    wrapped = find_wrapper(FLATTENED).wrap(sink)
-    assert wrapped is not None
-    return wrapped
 
 
 def _refuse_damage(dump: Dump, *, salvage: bool) -> None:

@@ -25,7 +25,7 @@ LEVELS = (
     ("p2m", "paging", "dump", "canonical", "guest_notes", "xen", "qemu", "xen_host"),
     ("format", "window", "registry", "bare"),
     ("formats",),
-    ("pipeline", "describe", "verify", "vmcoreinfo_search"),
+    ("pipeline", "writing", "describe", "verify", "vmcoreinfo_search"),
     ("",),  # dumpxlate/__init__.py, the public names
     ("cli", "__main__"),
 )

@@ -85,6 +85,12 @@ class Conduct(Group):
         typer.Option("--canonical", help="Write a paravirtual guest's page tables with its own frames (pfn)."),
     ] = False
     threads: Threads = None
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the output again, and compare it, before it gets its name.")
+    ] = False
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what is written when interrupted, and go on with what was kept.")
+    ] = False
 
     def arguments(self) -> dict[str, Any]:
         """Give them to the pipeline."""

@@ -5,12 +5,12 @@ code meaning
 ==== ===========================================================================================================
 0    done and complete
 1    the answer is "no": different, a check failed, an address is unmapped or its page has no content; or the target
-     cannot carry everything
+     cannot carry everything, or does not hold what was written to it
 2    usage, a map that does not fit, or a file that cannot be opened, recognised or written
 3    recognised, not supported
 4    output written but incomplete (bad pages, salvage)
 5    input corrupt, nothing written
-130  interrupted (143: terminated)
+130  interrupted (143: terminated, 129: hung up)
 ==== ===========================================================================================================
 """
 
@@ -35,11 +35,12 @@ __all__ = ["EXIT_INCOMPLETE", "EXIT_NO", "EXIT_USAGE", "catch_termination", "deb
 EXIT_NO = 1
 EXIT_USAGE = 2
 EXIT_INCOMPLETE = 4
-EXIT_TERMINATED = 143
+_SIGNALS = 128
 
 # The first class that fits counts.
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.LossyConversionError, EXIT_NO),
+    (errors.VerificationError, EXIT_NO),
     (errors.TranslationError, EXIT_NO),
     (errors.PageUnavailableError, EXIT_NO),
     (errors.UnsupportedFeatureError, 3),
@@ -77,6 +78,9 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             if _Debug.on:
                 raise
             _leave(error)
+        except SystemExit as error:
+            _say_notes(error)
+            raise
 
     return run
 
@@ -88,13 +92,22 @@ def _leave(error: BaseException) -> NoReturn:
         # Whoever read our stdout has gone; keep the interpreter from complaining again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     say(f"dumpxlate: {printable(_words(error))}")
+    _say_notes(error)
     code = next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_USAGE)
     raise typer.Exit(code)
 
 
+def _say_notes(error: BaseException) -> None:
+    """Say what became of files: whoever handled the error on its way noted it."""
+    from dumpxlate.describe.dump import printable
+
+    for note in getattr(error, "__notes__", ()):
+        say(f"dumpxlate: {printable(note)}")
+
+
 def _words(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; no output was left behind"
+        return "interrupted"
     if isinstance(error, OSError) and not isinstance(error, errors.DumpxlateError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{(error.strerror or str(error)).lower()}"
@@ -102,9 +115,11 @@ def _words(error: BaseException) -> str:
 
 
 def catch_termination() -> None:
-    """Let SIGTERM unwind like an exit, so that temporary files go."""
+    """Let SIGTERM and SIGHUP unwind like an exit, so that temporary files go; nohup's children go on."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(EXIT_TERMINATED)
+        raise SystemExit(_SIGNALS + number)
 
-    signal.signal(signal.SIGTERM, leave)
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is signal.SIG_DFL:
+            signal.signal(each, leave)

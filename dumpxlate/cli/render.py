@@ -211,6 +211,8 @@ def summary(report: dict[str, Any]) -> str:
     if done:
         parts.append(f"{done['tables']:,} page tables of {done['address_spaces']:,} address spaces rewritten")
     parts.append(f"{len(report['losses'])} losses" if report["losses"] else "nothing lost")
+    parts += [f"{report['resumed']:,} pages from an earlier run"] if report["resumed"] else []
+    parts += ["read back: the same"] if report["verified"] else []
     size, seconds = _bytes(report["bytes_written"]), report["seconds"]
     what = f"{report['format']} in {report['container']}" if report["container"] else report["format"]
     return f"{report['target']}: {what}, {size}, {', '.join(parts)}, {seconds:.2f} s"

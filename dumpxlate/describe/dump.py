@@ -212,6 +212,8 @@ def describe_report(report: Report) -> dict[str, Any]:
         "holes": max(report.runs - 1, 0),
         "bytes_written": report.bytes_written,
         "seconds": round(report.seconds, 3),
+        "resumed": report.resumed,
+        "verified": report.verified,
         "losses": [{"what": printable(loss.what), "why": printable(loss.why)} for loss in report.losses],
         "damage": [printable(damage) for damage in report.damage],
         "remarks": [printable(remark) for remark in report.remarks],

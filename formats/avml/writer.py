@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from dumpxlate.lime import AVML_MAGIC, AVML_VERSION, record
 from dumpxlate.pages import CodecId, PageBatch, PageState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
     from dumpxlate.io.sink import Sink
@@ -84,6 +86,20 @@ class AvmlWriter:
             self._block[: self._filled] = 0
         self._first += self._filled
         self._filled = 0
+
+    @property
+    def waiting(self) -> int:
+        """Pages in the block that is not full yet: they are asked for again."""
+        return self._filled
+
+    def state(self) -> Mapping[str, Any]:
+        """Nothing has to be known again."""
+        return {}
+
+    def restore(self, sink: Sink, done: int, state: Mapping[str, Any]) -> None:
+        """Go on behind ``done`` pages."""
+        self._sink = sink
+        self._first = self._filled = 0
 
     def finish(self) -> None:
         """Write the last block."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from dumpxlate.version import PRODUCER
 from dumpxlate.window import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dumpxlate.dump import Dump, Machine
     from dumpxlate.format import Loss, WriteOptions
     from dumpxlate.io.sink import Sink
@@ -53,6 +55,7 @@ class ElfWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
+    waiting = 0
     codec = None
     losses: tuple[Loss, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -94,13 +97,15 @@ class ElfWriter:
     def begin(self, sink: Sink) -> None:
         """Write headers and notes."""
         sink.append([self._head])
+        self._sink = self._trimmed(sink)
+
+    def _trimmed(self, sink: Sink) -> Sink | TrimmedSink:
+        """Let what lies outside the window fall away."""
         first, last = (int(pfn) * self._page_size for pfn in self._ends())
         skip = max(self._window.begin - first, 0)
         length = min(self._window.end, last) - first - skip
         cut = skip or length < last - first
-        self._sink = sink
-        if cut:
-            self._sink = TrimmedSink(sink, skip, self._bytes)
+        return TrimmedSink(sink, skip, self._bytes) if cut else sink
 
     def _ends(self) -> tuple[int, int]:
         """First pfn, and one past the last, of the pages to write."""
@@ -109,6 +114,16 @@ class ElfWriter:
     def write(self, batch: PageBatch) -> None:
         """Write the next pages."""
         append_pages(self._sink, batch, self._page_size)
+
+    def state(self) -> Mapping[str, Any]:
+        """Nothing has to be known again."""
+        return {}
+
+    def restore(self, sink: Sink, done: int, state: Mapping[str, Any]) -> None:
+        """Go on behind ``done`` pages."""
+        self._sink = self._trimmed(sink)
+        if isinstance(self._sink, TrimmedSink):
+            self._sink.pass_over(done * self._page_size)
 
     def finish(self) -> None:
         """Nothing is left to write: every offset was known from the start."""

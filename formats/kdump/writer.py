@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from dumpxlate.structs import dtype_of
 from dumpxlate.window import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dumpxlate.codecs import Codec
     from dumpxlate.dump import Dump
     from dumpxlate.format import Loss, WriteOptions
@@ -51,6 +53,7 @@ class KdumpWriter:
     """
 
     seeks = True
+    waiting = 0
     losses: tuple[Loss, ...] = ()
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
@@ -105,6 +108,15 @@ class KdumpWriter:
         rows["size"][stored] = table.size[stored]
         rows["flags"][stored] = _FLAGS[table.codec[stored]]
         return rows.tobytes()
+
+    def state(self) -> Mapping[str, Any]:
+        """Whether a page without content was among those before."""
+        return {"incomplete": bool(self._incomplete)}
+
+    def restore(self, sink: Sink, done: int, state: Mapping[str, Any]) -> None:
+        """Go on behind ``done`` pages: so many descriptors are filled in."""
+        self._sink = sink
+        self._row, self._incomplete = done, bool(state["incomplete"])
 
     def finish(self) -> None:
         """Write what makedumpfile erased behind the pages, and the headers again where they tell of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from dumpxlate.lime import LIME_MAGIC, LIME_VERSION, record
 from dumpxlate.pages import CodecId
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
     from dumpxlate.io.sink import Sink
@@ -29,6 +31,7 @@ class LimeWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
+    waiting = 0
     codec = None
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
@@ -51,6 +54,14 @@ class LimeWriter:
                 length = int(self._count[at]) * self._page_size
                 self._sink.append([record(LIME_MAGIC, LIME_VERSION, first * self._page_size, length)])
             append_pages(self._sink, run, self._page_size)
+
+    def state(self) -> Mapping[str, Any]:
+        """Nothing has to be known again."""
+        return {}
+
+    def restore(self, sink: Sink, done: int, state: Mapping[str, Any]) -> None:
+        """Go on behind ``done`` pages."""
+        self._sink = sink
 
     def finish(self) -> None:
         """A LiME file has no end mark."""

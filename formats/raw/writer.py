@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dumpxlate.arrays import expand
 from dumpxlate.bare import chosen_pages, lost_facts
 from dumpxlate.emit import append_pages, by_run
 from dumpxlate.formats.raw.map_file import SUFFIX, RawMap, pack_map
@@ -13,6 +14,8 @@ from dumpxlate.pages import CodecId, PageState
 from dumpxlate.pageset import PageRuns, difference, union
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dumpxlate.arrays import Int64s
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
@@ -33,6 +36,7 @@ class RawWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
+    waiting = 0
     codec = None
     companion_suffix = SUFFIX
     companion_holds = "which pages are RAM, and of what machine"
@@ -57,6 +61,19 @@ class RawWriter:
             append_pages(self._sink, run, self._page_size)
         self._bad.append(batch.table.pfn[batch.table.state == PageState.BAD])
 
+    def state(self) -> Mapping[str, Any]:
+        """Pages that did not decode, as runs."""
+        return {"bad": [each.tolist() for each in self._bad_pages().runs()]}
+
+    def restore(self, sink: Sink, done: int, state: Mapping[str, Any]) -> None:
+        """Go on behind ``done`` pages."""
+        self._sink = sink
+        start, count = (np.array(each, np.int64) for each in state["bad"])
+        self._bad = [expand(start, count)]
+
+    def _bad_pages(self) -> PageRuns:
+        return PageRuns.from_pfns(np.concatenate([np.empty(0, np.int64), *self._bad]))
+
     def finish(self) -> None:
         """Make the file as long as memory reaches."""
         self._pad(self._ram.stop)
@@ -67,12 +84,11 @@ class RawWriter:
 
     def companion(self) -> bytes:
         """Give the map, which goes beside the image."""
-        bad = PageRuns.from_pfns(np.concatenate([np.empty(0, np.int64), *self._bad]))
         content = RawMap(
             size=(self._ram.stop - self._first) * self._page_size,
             base=self._first * self._page_size,
             machine=self._machine,
             ram=self._ram,
-            missing=union(difference(self._ram, self.pages), bad),
+            missing=union(difference(self._ram, self.pages), self._bad_pages()),
         )
         return pack_map(content)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from dumpxlate.structs import pack, size_of
 from dumpxlate.xen import PAGE_SIZE, uncarried, xen_contexts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dumpxlate.arch.xen_vcpu import WordBits
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
@@ -53,6 +55,7 @@ class XenCoreWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
+    waiting = 0
     codec = None
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
@@ -94,6 +97,14 @@ class XenCoreWriter:
     def write(self, batch: PageBatch) -> None:
         """Write the next pages."""
         append_pages(self._sink, batch, PAGE_SIZE)
+
+    def state(self) -> Mapping[str, Any]:
+        """Nothing has to be known again."""
+        return {}
+
+    def restore(self, sink: Sink, done: int, state: Mapping[str, Any]) -> None:
+        """Go on behind ``done`` pages."""
+        self._sink = sink
 
     def finish(self) -> None:
         """Write the index and the names of the sections."""

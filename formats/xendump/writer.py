@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from dumpxlate.structs import pack, size_of
 from dumpxlate.xen import uncarried, xen_contexts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dumpxlate.arch.xen_vcpu import WordBits
     from dumpxlate.arrays import Int64s
     from dumpxlate.dump import Dump
@@ -129,6 +131,7 @@ class XenDumpWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
+    waiting = 0
     codec = None
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:
@@ -189,6 +192,16 @@ class XenDumpWriter:
             self._sink.skip((int(row[start]) - self._done) * PAGE_SIZE)
             append_pages(self._sink, PageBatch(batch.table.where(slice(start, stop)), batch.body), PAGE_SIZE)
             self._done = int(row[start]) + stop - start
+
+    def state(self) -> Mapping[str, Any]:
+        """Nothing has to be known again."""
+        return {}
+
+    def restore(self, sink: Sink, done: int, state: Mapping[str, Any]) -> None:
+        """Go on behind ``done`` pages."""
+        self._sink = sink
+        last = self.pages.select(done - 1, done) if done else np.empty(0, np.int64)
+        self._done = int(self._order.row(last)[0]) + 1 if len(last) else 0
 
     def finish(self) -> None:
         """Nothing is left to write: the last row has a page."""

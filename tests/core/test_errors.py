@@ -22,6 +22,7 @@ from dumpxlate.errors import (
     TruncatedDumpError,
     UnknownFormatError,
     UnsupportedFeatureError,
+    VerificationError,
 )
 
 PARENTS = {
@@ -38,6 +39,7 @@ PARENTS = {
     MissingCodecError: ImportError,
     LossyConversionError: DumpxlateError,
     OutputError: DumpxlateError,
+    VerificationError: DumpxlateError,
 }
 
 

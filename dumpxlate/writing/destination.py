@@ -1,0 +1,122 @@
+"""Where an output goes: the file or pipe, the container around it, and the small file beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dumpxlate.format import Accompanied
+from dumpxlate.io.sink import FileSink, PipeSink
+from dumpxlate.io.temporary import beside
+from dumpxlate.registry import find_wrapper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dumpxlate.format import Writer
+    from dumpxlate.io.sink import Output
+
+__all__ = ["FLATTENED", "Destination", "Named", "open_destination"]
+
+FLATTENED = "flattened"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What an output is called before it is complete.
+
+    Attributes:
+        name: in the target's folder.
+        keep: whether one that is there is taken over, and stays when the writing fails.
+    """
+
+    name: str
+    keep: bool = False
+
+    @classmethod
+    def fresh(cls, target: str | os.PathLike[str]) -> Named:
+        """Make up a name that nobody has."""
+        return cls(beside(Path(target), f"{secrets.token_hex(4)}.partial"))
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """An output that is being written.
+
+    Attributes:
+        outer: the file or pipe itself.
+        sink: what the writer writes to: that, or the container around it.
+        companion: the file beside it, if there is one.
+    """
+
+    outer: FileSink | PipeSink
+    sink: Output
+    companion: FileSink | None = None
+
+    def complete(self, writer: Writer) -> None:
+        """Write what ends the output and what goes beside it, and make both durable."""
+        self.sink.complete()
+        if self.companion and isinstance(writer, Accompanied):
+            self.companion.append([writer.companion()])
+            self.companion.complete()
+
+    def commit(self) -> None:
+        """Give the names: what goes beside an output is of no use without it, and does no harm either."""
+        if self.companion:
+            self.companion.commit()
+        self.sink.commit()
+
+
+@contextlib.contextmanager
+def open_destination(
+    target: str | os.PathLike[str] | PipeSink,
+    writer: Writer,
+    *,
+    flattened: bool,
+    overwrite: bool,
+    inputs: Sequence[str],
+    named: Named | None = None,
+) -> Iterator[Destination]:
+    """Open an output, and the file that goes beside it where the format has one.
+
+    Args:
+        target: path, or a pipe.
+        writer: what will write.
+        flattened: put makedumpfile's container for pipes around it.
+        overwrite: replace existing files.
+        inputs: files that must not be the target.
+        named: name to have before it is complete, where somebody must be able to open it then.
+
+    Raises:
+        OutputError: the target exists, is the input, or is no regular file.
+    """
+    if isinstance(target, PipeSink):
+        yield Destination(target, _wrapped(target) if flattened else target)
+        return
+    partial, keep = (named.name, named.keep) if named else (None, False)
+    with contextlib.ExitStack() as open_files:
+        outer = open_files.enter_context(
+            FileSink(target, overwrite=overwrite, inputs=inputs, partial=partial, keep=keep)
+        )
+        companion = None
+        if isinstance(writer, Accompanied):
+            suffix = writer.companion_suffix
+            companion = open_files.enter_context(
+                FileSink(
+                    os.fspath(target) + suffix, overwrite=overwrite, partial=partial and partial + suffix, keep=keep
+                )
+            )
+            companion.go_on(0)  # an earlier run may have left one
+            open_files.callback(companion.abort, keep=False)
+        yield Destination(outer, _wrapped(outer) if flattened else outer, companion)
+
+
+def _wrapped(sink: FileSink | PipeSink) -> Output:
+    """Put the container for pipes around an output."""
+    wrapped = find_wrapper(FLATTENED).wrap(sink)
+    assert wrapped is not None
+    return wrapped
