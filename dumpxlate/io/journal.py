@@ -48,8 +48,12 @@ class Journal:
                 raise OutputError("is not a journal that an earlier run of ours left: remove it", path=str(path))
             os.fchmod(self._fd, 0o600)
             self._lines, self._end = _read(self._fd)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            if os.fstat(self._fd).st_size:
+                error.add_note(f"{path} stays: remove it if it is not wanted")
+                self.close()
+            else:
+                self._remove_empty(error)
             raise
 
     @property
@@ -83,8 +87,22 @@ class Journal:
 
     def remove(self) -> None:
         """Remove it: the work is done."""
-        self.path.unlink(missing_ok=True)
         self.close()
+        try:
+            os.unlink(self.path)  # noqa: PTH108 - as all calls that faults are tried on
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            error.add_note(f"{self.path} could not be removed: remove it")
+            raise
+
+    def _remove_empty(self, error: BaseException) -> None:
+        """Remove a journal that could not be begun."""
+        try:
+            self.remove()
+        except OSError as also:
+            for note in also.__notes__:
+                error.add_note(note)
 
     def close(self) -> None:
         """Close it; it stays."""

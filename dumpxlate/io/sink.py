@@ -169,13 +169,19 @@ class FileSink:
         self._file.discard()
         sync_folder(self.path.parent)
 
+    def withdraw(self) -> None:
+        """Take the name back from a file that was committed, unless it has taken the place of another."""
+        if not self._overwrite:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+
     def abort(self, *, keep: bool = True) -> None:
         """Give the file up; the target stays as it was. Harmless after commit.
 
         Args:
-            keep: leave what was to be kept.
+            keep: leave what was to be kept, if there is anything in it.
         """
-        self._file.keep &= keep
+        self._file.keep &= keep and (self._file.fd < 0 or self.size() > 0)
         self._file.discard()
 
     def __enter__(self) -> Self:

@@ -68,7 +68,9 @@ class Temporary:
             if self.fd < 0:
                 self._open_named(name or _fresh(target))
             os.fchmod(self.fd, _MODE)  # a umask may have taken away more
-        except BaseException:
+        except BaseException as error:
+            if keep and self.path:
+                error.add_note(f"{self.path} stays: remove it if it is not wanted")
             self.discard()
             raise
 
@@ -118,17 +120,19 @@ class Temporary:
         """
         try:
             self.fd = self._unnamed()
-            self._take_name(_fresh(self.target))
-            self._unlink()
         except OSError as error:
-            self._forget()
-            if self.fd < 0 and error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
                 raise
             return
+        try:
+            self._take_name(_fresh(self.target))
+        except OSError:
+            self._forget()
+            return
         finally:
-            if self.fd >= 0:
-                os.close(self.fd)
-                self.fd = -1
+            os.close(self.fd)
+            self.fd = -1
+        self._unlink()
         self.fd = self._unnamed()
 
     def _unnamed(self) -> int:

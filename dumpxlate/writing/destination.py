@@ -32,10 +32,12 @@ class Named:
     Attributes:
         name: in the target's folder.
         keep: whether one that is there is taken over, and stays when the writing fails.
+        again: whether an earlier run may have got so far that what goes beside the output has its name.
     """
 
     name: str
     keep: bool = False
+    again: bool = False
 
     @classmethod
     def fresh(cls, target: str | os.PathLike[str]) -> Named:
@@ -68,7 +70,12 @@ class Destination:
         """Give the names: what goes beside an output is of no use without it, and does no harm either."""
         if self.companion:
             self.companion.commit()
-        self.sink.commit()
+        try:
+            self.sink.commit()
+        except BaseException:
+            if self.companion:
+                self.companion.withdraw()
+            raise
 
 
 @contextlib.contextmanager
@@ -97,21 +104,18 @@ def open_destination(
     if isinstance(target, PipeSink):
         yield Destination(target, _wrapped(target) if flattened else target)
         return
-    partial, keep = (named.name, named.keep) if named else (None, False)
+    partial, keep, again = (named.name, named.keep, named.again) if named else (None, False, False)
     with contextlib.ExitStack() as open_files:
-        outer = open_files.enter_context(
-            FileSink(target, overwrite=overwrite, inputs=inputs, partial=partial, keep=keep)
-        )
+        outer = FileSink(target, overwrite=overwrite, inputs=inputs, partial=partial, keep=keep)
+        open_files.enter_context(outer)
         companion = None
         if isinstance(writer, Accompanied):
             suffix = writer.companion_suffix
-            companion = open_files.enter_context(
-                FileSink(
-                    os.fspath(target) + suffix, overwrite=overwrite, partial=partial and partial + suffix, keep=keep
-                )
-            )
-            companion.go_on(0)  # an earlier run may have left one
+            name = partial and partial + suffix
+            companion = FileSink(f"{os.fspath(target)}{suffix}", overwrite=overwrite or again, partial=name, keep=keep)
+            open_files.enter_context(companion)
             open_files.callback(companion.abort, keep=False)
+            companion.go_on(0)  # an earlier run may have left one
         yield Destination(outer, _wrapped(outer) if flattened else outer, companion)
 
 

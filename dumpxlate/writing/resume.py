@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +25,7 @@ from dumpxlate.writing.destination import Named
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from dumpxlate.arrays import UInt8s
@@ -78,10 +79,10 @@ class Resumption:
     """
 
     def __init__(self, target: Path, writer: Resumable, work: Mapping[str, Any]) -> None:
-        self.named = Named(beside(target, "partial"), keep=True)
         self.counts: Counter[str] = Counter()
         self.pages = 0
         self._path = target.absolute().with_name(beside(target, "journal"))
+        self.named = Named(beside(target, "partial"), keep=True, again=self._path.exists())
         self._writer = writer
         self._work = work
         self._waiting: UInt8s = np.empty(0, np.uint8)
@@ -94,9 +95,9 @@ class Resumption:
         Raises:
             OutputError: an earlier conversion of other things was interrupted under this name.
         """
-        journal = Journal(self._path)
+        self._sink = sink
+        journal = self._journal = Journal(self._path)
         self._check(journal, sink)
-        self._sink, self._journal = sink, journal
         point = journal.last if journal.work else None
         if point is None or sink.size() < point["position"]:
             sink.go_on(0)
@@ -117,6 +118,7 @@ class Resumption:
         names = self._work.keys() | journal.work.keys()
         differ = sorted(name for name in names if self._work.get(name) != journal.work.get(name))
         if differ:
+            self._sink = None  # nothing of it is ours
             journal.close()
             raise OutputError(
                 f"was left by another conversion ({', '.join(differ)} differ): to begin anew, remove it and "
@@ -173,16 +175,23 @@ class Resumption:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the journal; where something went wrong, say what stays and what it is good for."""
-        if not (self._journal and self._sink):
+        if self._sink is None:
             return
-        if self.pages and self._sink.partial:
-            self._journal.close()
-            if value:
-                value.add_note(
-                    f"{self._sink.partial} and {self._path.name} stay: the same command goes on behind {self.pages:,} "
-                    "pages"
-                )
-        else:  # there is nothing worth keeping
-            if self._sink.partial:
-                self._sink.partial.unlink(missing_ok=True)
-            self._journal.remove()
+        journal, output = self._journal, self._sink.partial
+        if self.pages and output and value and journal:
+            journal.close()
+            value.add_note(f"{output} and {self._path.name} stay: the same command goes on behind {self.pages:,} pages")
+            return
+        # There is nothing worth keeping.
+        for path, remove in ((output, _remover(output)), (self._path, journal and journal.remove)):
+            try:
+                if remove:
+                    remove()
+            except OSError:
+                if value is None:
+                    raise
+                value.add_note(f"{path} could not be removed: remove it")
+
+
+def _remover(path: Path | None) -> Callable[[], None] | None:
+    return partial(path.unlink, missing_ok=True) if path else None
