@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
+from dumpxlate.pageset import EMPTY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -29,6 +31,7 @@ __all__ = [
     "PageTable",
     "ReadAt",
     "batches",
+    "lost_pages",
     "windows",
 ]
 
@@ -170,9 +173,13 @@ class PageStore(Protocol):
         ...
 
 
-def windows(
-    pages: PageSet, page_size: int, *, size: int = BATCH_BYTES, begin: int = 0
-) -> Iterator[tuple[int, int]]:
+def lost_pages(store: PageStore) -> PageSet:
+    """Give the RAM that a dump should have content for, and has not: only stores of damaged files have any."""
+    lost: PageSet = getattr(store, "lost", EMPTY)
+    return lost
+
+
+def windows(pages: PageSet, page_size: int, *, size: int = BATCH_BYTES, begin: int = 0) -> Iterator[tuple[int, int]]:
     """Cut a set of pages, from rank ``begin`` on, into windows (first, last) of ``size`` bytes of guest memory each."""
     step = max(size // page_size, 1)
     for first in range(begin, pages.count, step):

@@ -17,7 +17,7 @@ from dumpxlate.arrays import expand, runs
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s
 
-__all__ = ["EMPTY", "PageRuns", "PageSet", "difference", "intersection", "mask", "union"]
+__all__ = ["EMPTY", "PageRuns", "PageSet", "difference", "intersection", "mask", "pages_between", "union"]
 
 
 class PageSet(Protocol):
@@ -137,6 +137,12 @@ class PageRuns:
 
 EMPTY = PageRuns(np.empty(0, np.int64), np.empty(0, np.int64))
 """The set without members."""
+
+
+def pages_between(start: int, stop: int, page_size: int) -> PageRuns:
+    """Give the pages that the bytes from one address up to another touch."""
+    first = start // page_size
+    return PageRuns.from_runs(np.array([first], np.int64), np.array([-(-stop // page_size) - first], np.int64))
 
 
 def union(a: PageSet, b: PageSet) -> PageRuns:

@@ -31,78 +31,34 @@ from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.registry import find_format
 from dumpxlate.stores import MISS_LIMIT
+from dumpxlate.verify.missing import BadRuns, bad_runs, missing_pages
 from dumpxlate.verify.output import Written
 from dumpxlate.verify.output import verify as check_output
 from dumpxlate.writing.destination import FLATTENED, Named, open_destination
 from dumpxlate.writing.inputs import changed, identity, states
+from dumpxlate.writing.report import Report
 from dumpxlate.writing.resume import resumption as prepare_resumption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from dumpxlate.canonical.walk import Rewritten
     from dumpxlate.dump import Dump
     from dumpxlate.format import Writer
     from dumpxlate.pages import PageStore
     from dumpxlate.stores import MapFit
     from dumpxlate.writing.destination import Destination
-    from dumpxlate.writing.resume import Resumption
+from dumpxlate.writing.resume import Resumption
 
 __all__ = ["FLATTENED", "BadPages", "Report", "convert", "convert_set"]
 
 BadPages: TypeAlias = Literal["stop", "skip", "zero"]
 """What to do with a page that does not decode: stop, count it as left out, or write zeros in its place."""
 
+_LISTED = 1000
+"""Runs of missing pages that a report lists."""
+
 _FEW_SPANS = 16
 """Up to so many pieces a batch is written straight from the input; beyond, gathering them first is faster."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a conversion did.
-
-    Attributes:
-        source: name of the input.
-        target: name of the output.
-        format: what was written.
-        container: what it was wrapped in ("flattened"), if anything.
-        pages_in: pages of RAM that the input knows of.
-        pages_out: written pages by state ("stored", "zero"), and those not written ("excluded", "bad").
-        runs: runs of RAM, so that there are one fewer holes between them.
-        bytes_written: size of the output.
-        seconds: from the first page to the last.
-        losses: what the target could not carry.
-        damage: what the input lacked.
-        remarks: what is to be said of the output.
-        fit: how the p2m map and the dump fitted, where one was applied.
-        page_size: bytes a page.
-        rewritten: what became of a paravirtual guest's page tables, where they were made canonical.
-        resumed: pages that an earlier, interrupted conversion had written.
-        verified: whether the output was read again and found to hold the same.
-    """
-
-    source: str
-    target: str
-    format: str
-    container: str | None = None
-    pages_in: int = 0
-    pages_out: Mapping[str, int] = field(default_factory=dict)
-    runs: int = 0
-    bytes_written: int = 0
-    seconds: float = 0.0
-    page_size: int = 0
-    resumed: int = 0
-    verified: bool = False
-    losses: tuple[Loss, ...] = ()
-    damage: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    fit: MapFit | None = None
-    rewritten: Rewritten | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything that the input promises is in the output."""
-        return not self.damage and not self.pages_out.get("bad")
 
 
 @dataclass(slots=True)
@@ -113,6 +69,7 @@ class _Pump:
     writer: Writer
     bad_pages: BadPages
     counts: Counter[str] = field(default_factory=Counter)
+    bad: BadRuns = field(default_factory=lambda: BadRuns(_LISTED))
 
     def run(self, done: int, meter: Meter, threads: int, resumption: Resumption | None) -> None:
         """Write everything that the writer wants and has not yet; ``done`` pages it has."""
@@ -152,6 +109,9 @@ class _Pump:
         """Count a batch by state and hand it to the writer."""
         table = ready.table
         bad = np.flatnonzero(table.state == PageState.BAD)
+        if len(bad):
+            found = self.store.locate(table.pfn[bad])
+            self.bad.add(bad_runs(self.store, found, np.arange(len(bad))))
         if len(bad) and self.bad_pages == "stop":
             raise CorruptPageError(
                 "does not decode (--bad-pages skip or zero goes on without it)", pfn=int(table.pfn[bad[0]])
@@ -388,6 +348,7 @@ def _report(dump: Dump, pump: _Pump, report: Report) -> Report:
         damage=dump.damage,
         remarks=said + (rewritten.remarks if rewritten else ()),
         rewritten=rewritten,
+        missing=missing_pages(dump.pages, pump.bad),
     )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.pages import PageBatch, PageState, PageTable
-from dumpxlate.pageset import EMPTY, PageSet, intersection, union
+from dumpxlate.pages import PageBatch, PageState, PageTable, lost_pages
+from dumpxlate.pageset import EMPTY, PageSet, difference, intersection, union
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,7 @@ class IndexedStore:
         extents: where stored pages lie.
         zero: RAM known to be zero without bytes in the file (holes of a sparse image).
         excluded: RAM that the file leaves out.
+        lost: RAM that the file promises, and has no bytes for.
         repeated: pages of which the file has further copies, which do not count.
     """
 
@@ -46,6 +47,7 @@ class IndexedStore:
         *,
         zero: PageSet = EMPTY,
         excluded: PageSet = EMPTY,
+        lost: PageSet = EMPTY,
         repeated: int = 0,
     ) -> None:
         self.page_size = page_size
@@ -55,7 +57,10 @@ class IndexedStore:
         self._zero = zero
         self.read_at: ReadAt = source.read
         self.stored: PageSet = union(extents.pages(), zero) if zero.count else extents.pages()
+        self.lost: PageSet = difference(lost, self.stored) if lost.count else lost
         self.ram: PageSet = union(self.stored, excluded) if excluded.count else self.stored
+        if self.lost.count:
+            self.ram = union(self.ram, self.lost)
 
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""
@@ -139,6 +144,11 @@ class DeferredStore:
         """Those of them that it has content for."""
         return self.loaded.stored
 
+    @property
+    def lost(self) -> PageSet:
+        """Those that the file promises, and has no bytes for."""
+        return lost_pages(self.loaded)
+
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""
         return self.loaded.locate(pfn)
@@ -208,6 +218,11 @@ class RemappedStore:
         self.ram: PageSet = frames.pages()
         self._direct = self._inner.seen_through(frames) if isinstance(self._inner, IndexedStore) else None
         self.stored: PageSet = self._direct.stored if self._direct else frames.preimage(self._inner.stored)
+
+    @cached_property
+    def lost(self) -> PageSet:
+        """Those that the file promises, and has no bytes for."""
+        return self._frames.preimage(lost_pages(self._inner))
 
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""

@@ -213,7 +213,7 @@ def _supplied(
 
 def _tell(described: list[dict[str, Any]], file: Path | None, *, canonical: bool) -> None:
     """Sum up what was written, and leave with the code for it."""
-    from dumpxlate.cli.render import summary
+    from dumpxlate.cli.render import missing_lines, summary
 
     if file:
         file.write_text(json.dumps(described[0] if len(described) == 1 else described, indent=2) + "\n")
@@ -221,6 +221,8 @@ def _tell(described: list[dict[str, Any]], file: Path | None, *, canonical: bool
         say(damage)
     for remark in described[0]["remarks"]:
         say(remark)
+    for line in missing_lines(described[0]["missing"]):
+        say(line)
     for loss in described[0]["losses"]:
         say(f"lost: {loss['what']} ({loss['why']})")
     if canonical and not described[0]["rewritten"]:

@@ -11,13 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 __all__ = [
     "console",
     "facts",
     "listing",
+    "missing_lines",
     "show_dump",
     "show_formats",
     "show_json",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _RUNS_SHOWN = 16
+_MISSING_SHOWN = 8
 
 
 def show_json(value: object) -> None:
@@ -194,6 +196,19 @@ def show_formats(described: dict[str, Any]) -> None:
         if each["writes"]
     ]
     console().print(listing("\nWriting", ("name", "pages", "options"), writing))
+
+
+def missing_lines(missing: Mapping[str, Any]) -> list[str]:
+    """Say what of a damaged dump is not to be had, and where; nothing if all is."""
+    if not missing["pages"]:
+        return []
+    lines = [f"missing: {missing['pages']:,} pages, {missing['share']:.2%} of RAM, in {missing['runs']:,} runs"]
+    lines += [
+        f"  {run['start']} to {run['end']}, {run['pages']:,} pages: {run['reason']}"
+        for run in missing["first"][:_MISSING_SHOWN]
+    ]
+    more = missing["runs"] - len(lines) + 1
+    return [*lines, f"  and {more:,} more runs (JSON lists more)"] if more > 0 else lines
 
 
 def summary(report: dict[str, Any]) -> str:

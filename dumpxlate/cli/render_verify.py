@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.text import Text
 
-from dumpxlate.cli.render import console, facts, listing
+from dumpxlate.cli.render import console, facts, listing, missing_lines
 from dumpxlate.pages import PageState
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ def show_check(found: dict[str, Any]) -> None:
         pages += [(words, f"{found[key]:,}")] if found[key] else []
     out.print(facts("Nothing is wrong" if found["ok"] else "Not all is well", [("file", _file(found["file"]))]))
     out.print(facts("\nPages", pages))
+    for line in missing_lines(found["missing"]):
+        out.print(f"\n{line}" if line.startswith("missing") else line)
     if found["bad"]:
         rows = [(run["start"], f"{run['pages']:,}", run["offset"] or "-", run["reason"]) for run in found["bad"]]
         out.print(listing("\nBad pages", ("from", "pages", "at", "why"), rows))

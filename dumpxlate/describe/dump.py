@@ -24,8 +24,16 @@ if TYPE_CHECKING:
     from dumpxlate.pages import PageStore
     from dumpxlate.pipeline import Report
     from dumpxlate.stores import MapFit
+    from dumpxlate.verify.missing import Missing
 
-__all__ = ["describe_dump", "describe_formats", "describe_p2m", "describe_report", "printable"]
+__all__ = [
+    "describe_dump",
+    "describe_formats",
+    "describe_missing",
+    "describe_p2m",
+    "describe_report",
+    "printable",
+]
 
 _INDEX_LIMIT = 1 << 21
 """Index entries that info reads at most: beyond, its time would grow with the dump."""
@@ -217,6 +225,7 @@ def describe_report(report: Report) -> dict[str, Any]:
         "losses": [{"what": printable(loss.what), "why": printable(loss.why)} for loss in report.losses],
         "damage": [printable(damage) for damage in report.damage],
         "remarks": [printable(remark) for remark in report.remarks],
+        "missing": describe_missing(report.missing, report.page_size),
         "fit": _fit(report.fit) if report.fit else None,
         "rewritten": _rewritten(report.rewritten) if report.rewritten else None,
     }
@@ -229,6 +238,24 @@ def _rewritten(done: Rewritten) -> dict[str, Any]:
         "tables": done.tables,
         **asdict(done.counts),
         "missing": done.missing,
+    }
+
+
+def describe_missing(missing: Missing, page_size: int) -> dict[str, Any]:
+    """Describe the pages that a damaged dump lacks."""
+    return {
+        "pages": missing.pages,
+        "share": round(missing.share, 6),
+        "runs": missing.runs,
+        "first": [
+            {
+                "start": hex(run.start * page_size),
+                "end": hex((run.start + run.count) * page_size),
+                "pages": run.count,
+                "reason": run.reason,
+            }
+            for run in missing.first
+        ],
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dumpxlate.describe.dump import printable
+from dumpxlate.describe.dump import describe_missing, printable
 from dumpxlate.pages import CodecId, PageState
 from dumpxlate.verify.pages import Outcome
 
@@ -114,6 +114,7 @@ def describe_check(dump: Dump, found: CheckReport) -> dict[str, Any]:
         "ram": found.ram,
         "pages": dict(found.pages),
         "codecs": dict(found.codecs),
+        "missing": describe_missing(found.missing, found.page_size),
         "bad_runs": found.bad_runs,
         "bad": [
             {

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.arrays import runs
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.pages import CodecId, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.stores import DeferredStore
+from dumpxlate.verify.missing import BadRun, BadRuns, Missing, bad_runs, missing_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dumpxlate.arrays import Int64s, UInt8s
+    from dumpxlate.arrays import Int64s
     from dumpxlate.dump import Dump
     from dumpxlate.pages import PageStore
     from dumpxlate.stores import MapFit
@@ -30,29 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["BadRun", "CheckReport", "check"]
 
 _STORED, _BAD, _EXCLUDED = int(PageState.STORED), int(PageState.BAD), int(PageState.EXCLUDED)
-_NO_ENTRY = 255
-
-_REASONS = {
-    _NO_ENTRY: "their entries in the index make no sense",
-    int(CodecId.RAW): "their bytes are not in the file, or do not unpack",
-} | {int(codec): f"do not decode ({codec.name.lower()})" for codec in CodecId if codec is not CodecId.RAW}
-
-
-@dataclass(frozen=True, slots=True)
-class BadRun:
-    """Pages that follow each other and are bad for the same reason.
-
-    Attributes:
-        start: first frame.
-        count: pages.
-        offset: where in the file the first one should be; -1 if that is not known.
-        reason: what is wrong with them.
-    """
-
-    start: int
-    count: int
-    offset: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +43,7 @@ class CheckReport:
         page_size: bytes a page.
         bad: the first runs of bad pages.
         bad_runs: how many there are.
+        missing: these, and what the file should have and has not.
         overlapping: pages whose bytes are also part of another page's, near in memory, but not the same ones.
         repeated: pages of which the file has further copies, which do not count.
         damage: what the reader says is missing or broken.
@@ -80,6 +58,7 @@ class CheckReport:
     page_size: int = 0
     bad: tuple[BadRun, ...] = ()
     bad_runs: int = 0
+    missing: Missing = field(default_factory=Missing)
     overlapping: int = 0
     repeated: int = 0
     damage: tuple[str, ...] = ()
@@ -116,7 +95,7 @@ def check(
     walk = _Walk(dump.pages)
     stored, size = dump.pages.stored, dump.pages.page_size
     meter = Meter("check", stored.count * size, progress)
-    found = _Found(first)
+    found = _Found(BadRuns(first))
     threads = default_threads() if threads is None else threads
     with contextlib.closing(ordered_map(walk.look, windows(stored, size), threads=threads)) as parts:
         for part in parts:
@@ -130,8 +109,9 @@ def check(
         pages={state.name.lower(): int(found.states[state]) for state in wanted},
         codecs={codec.name.lower(): int(found.codecs[codec]) for codec in CodecId if found.codecs[codec]},
         page_size=size,
-        bad=tuple(found.bad),
-        bad_runs=found.bad_runs,
+        bad=tuple(found.bad.first),
+        bad_runs=found.bad.runs,
+        missing=missing_pages(dump.pages, found.bad),
         overlapping=found.overlapping,
         repeated=getattr(inner, "repeated", 0),
         damage=dump.damage,
@@ -172,22 +152,13 @@ class _Walk:
         table = store.locate(store.stored.select(*window))
         state = batches.mark_zero(batches.decode(store.fetch(table), size), size).table.state
         has_bytes = table.state == _STORED
-        rows = np.flatnonzero(state == _BAD)
-        reason = np.where(has_bytes & (table.codec <= max(CodecId)), table.codec, np.uint8(_NO_ENTRY))
         return _Part(
             pages=len(table),
             states=np.bincount(state, minlength=len(PageState)),
             codecs=np.bincount(table.codec[has_bytes], minlength=len(CodecId))[: len(CodecId)],
             overlapping=_overlapping(table),
-            bad=_bad_runs(table.pfn[rows], reason[rows], store.place(table)[rows]),
+            bad=bad_runs(store, table, np.flatnonzero(state == _BAD)),
         )
-
-
-def _bad_runs(pfn: Int64s, reason: UInt8s, offset: Int64s) -> Int64s:
-    """Join bad pages that follow each other and are bad for the same reason."""
-    why = reason.astype(np.int64)
-    first, count = runs(pfn, why, step=0)
-    return np.stack((pfn[first], count, why[first], offset[first]))
 
 
 def _overlapping(table: PageTable) -> int:
@@ -208,35 +179,17 @@ class _Found:
     """Adds windows up.
 
     Attributes:
-        limit: runs of bad pages that are kept.
+        bad: takes the bad pages.
     """
 
-    limit: int
+    bad: BadRuns
     states: Int64s = field(default_factory=lambda: np.zeros(len(PageState), np.int64))
     codecs: Int64s = field(default_factory=lambda: np.zeros(len(CodecId), np.int64))
     overlapping: int = 0
-    bad: list[BadRun] = field(default_factory=list)
-    bad_runs: int = 0
-    _end: tuple[int, int] = (-1, -1)
 
     def add(self, part: _Part) -> None:
         """Take the next window."""
         self.states += part.states
         self.codecs += part.codecs
         self.overlapping += part.overlapping
-        if part.bad.size:
-            self._add_bad(part.bad)
-
-    def _add_bad(self, bad: Int64s) -> None:
-        """Take runs of bad pages; the first may continue the last one of the window before."""
-        if self._end == (int(bad[0, 0]), int(bad[2, 0])):
-            if self.bad_runs <= self.limit and self.bad:
-                last = self.bad[-1]
-                self.bad[-1] = BadRun(last.start, last.count + int(bad[1, 0]), last.offset, last.reason)
-            rest = bad[:, 1:]
-        else:
-            rest = bad
-        for start, count, reason, offset in rest[:, : max(self.limit - self.bad_runs, 0)].T.tolist():
-            self.bad.append(BadRun(start, count, offset, _REASONS[reason]))
-        self.bad_runs += rest.shape[1]
-        self._end = int(bad[0, -1] + bad[1, -1]), int(bad[2, -1])
+        self.bad.add(part.bad)

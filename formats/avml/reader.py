@@ -13,6 +13,7 @@ from dumpxlate.errors import CorruptDumpError
 from dumpxlate.formats.avml.frames import unpack_frames
 from dumpxlate.formats.avml.records import Blocks, find_blocks
 from dumpxlate.io.source import Closing, check_range, ranges_inside
+from dumpxlate.pageset import pages_between
 from dumpxlate.segments import index_segments
 from dumpxlate.stores import IndexedStore
 
@@ -40,7 +41,9 @@ def open_avml(source: Source) -> Dump:
         format="avml",
         variant="version 2",
         machine=machine,
-        pages=IndexedStore(index.source, machine.page_size, index.extents),
+        pages=IndexedStore(
+            index.source, machine.page_size, index.extents, lost=pages_between(*blocks.broken, machine.page_size)
+        ),
         sources=(source,),
         attributes={"blocks": len(start), "chunks": len(blocks.packed)},
         remarks=(*remarks, *blocks.remarks),

@@ -40,6 +40,7 @@ class Blocks:
         packed: whether each chunk is one of snappy's.
         remarks: oddities.
         damage: what is missing at the end.
+        broken: addresses (from, up to) of a block that is not there to its end.
     """
 
     ranges: array[int] = field(default_factory=lambda: array("q"))
@@ -47,6 +48,7 @@ class Blocks:
     packed: bytearray = field(default_factory=bytearray)
     remarks: list[str] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
+    broken: tuple[int, int] = (0, 0)
     size: int = 0
 
     def add(self, length: int, at: int, there: int, *, packed: bool) -> None:
@@ -110,6 +112,8 @@ def find_blocks(source: Source) -> Blocks:
         except FormatError as error:
             if not found.size:
                 raise
+            if header:
+                found.broken = (header.s_addr, header.e_addr + 1)
             found.damage.append(f"block {number} at {at:#x}: {error}; what follows is left out")
             end = source.size
         if header and found.size > before:

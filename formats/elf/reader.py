@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dumpxlate.elf.notes import Note
     from dumpxlate.format import OpenOptions
     from dumpxlate.io.source import Source
+    from dumpxlate.pageset import PageSet
 
 __all__ = ["open_elf"]
 
@@ -47,13 +48,14 @@ def open_elf(source: Source, options: OpenOptions) -> Dump:
     file = read_elf(source)
     notes, remarks = _notes(source, file)
     producer = _producer(file, notes)
-    loads, damage = _usable_loads(source, file, remarks)
+    promised = _usable_loads(file, remarks)
     if producer == _VIRTUALBOX:
-        loads = loads.where(loads.filesz > 0)  # the others are MMIO ranges, not memory
+        promised = promised.where(promised.filesz > 0)  # the others are MMIO ranges, not memory
+    loads, damage = _clip(source, promised)
     vmcoreinfo = vmcoreinfo_from_notes(notes)
     arch = by_machine_or_unknown(file.header.e_machine, file.bits, file.endian)
     page_size = (vmcoreinfo and vmcoreinfo.page_size) or _PAGE
-    pages = _store(source, loads, page_size, options, remarks)
+    pages = _store(source, loads, promised, page_size, options, remarks)
     if file.header.e_flags & _INCOMPLETE:
         damage.append("the writer ran out of space and marked the file incomplete")
     canonical = is_canonical(notes)
@@ -141,8 +143,8 @@ def _producer(file: ElfFile, notes: tuple[Note, ...]) -> str:
     return named or "unnamed producer"
 
 
-def _usable_loads(source: Source, file: ElfFile, remarks: list[str]) -> tuple[Segments, list[str]]:
-    """Keep segments with a physical address, and of each the bytes that the file really has.
+def _usable_loads(file: ElfFile, remarks: list[str]) -> Segments:
+    """Keep segments with a physical address.
 
     Raises:
         CorruptDumpError: a segment contradicts itself.
@@ -166,7 +168,7 @@ def _usable_loads(source: Source, file: ElfFile, remarks: list[str]) -> tuple[Se
         raise UnsupportedFeatureError(
             "every segment has physical address 0: the file maps virtual memory only", format="elf", feature="p_paddr"
         )
-    return _clip(source, loads)
+    return loads
 
 
 def _clip(source: Source, loads: Segments) -> tuple[Segments, list[str]]:
@@ -180,18 +182,28 @@ def _clip(source: Source, loads: Segments) -> tuple[Segments, list[str]]:
     return clipped, damage
 
 
-def _store(source: Source, loads: Segments, page_size: int, options: OpenOptions, remarks: list[str]) -> IndexedStore:
-    """Index the pages, and say what is odd about them."""
+def _store(
+    source: Source, loads: Segments, promised: Segments, page_size: int, options: OpenOptions, remarks: list[str]
+) -> IndexedStore:
+    """Index the pages of segments that were cut to the file, and say what is odd about them."""
     low, high = loads.paddr // page_size, -(-(loads.paddr + loads.memsz) // page_size)
     ram = PageRuns.from_runs(low, high - low)
     index = index_segments(source, loads.paddr, loads.filesz, loads.offset, page_size)
     remarks += index.remarks("segments")
-    missing = difference(ram, index.extents.pages())
+    lost = _lost(promised, page_size, index.extents.pages())
+    missing = difference(difference(ram, index.extents.pages()), lost)
     if missing.count:
         remarks.append(
             f"{missing.count:,} pages have no bytes in the file (p_filesz < p_memsz): taken for "
             + ("zero" if options.missing == "zero" else "left out (--missing zero takes them for zero)")
         )
     if options.missing == "zero":
-        return IndexedStore(index.source, page_size, index.extents, zero=missing)
-    return IndexedStore(index.source, page_size, index.extents, excluded=missing)
+        return IndexedStore(index.source, page_size, index.extents, zero=missing, lost=lost)
+    return IndexedStore(index.source, page_size, index.extents, excluded=missing, lost=lost)
+
+
+def _lost(loads: Segments, page_size: int, held: PageSet) -> PageSet:
+    """Give the pages that the headers promise bytes for, and that the file has not."""
+    used = loads.filesz > 0
+    low, high = loads.paddr[used] // page_size, -(-(loads.paddr + loads.filesz)[used] // page_size)
+    return difference(PageRuns.from_runs(low, high - low), held)

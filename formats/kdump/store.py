@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.bitmap import PageBitmap
-from dumpxlate.pages import CodecId, PageState, PageTable
-from dumpxlate.pageset import PageRuns
+from dumpxlate.pages import CodecId, PageState, PageTable, lost_pages
+from dumpxlate.pageset import EMPTY, PageRuns
 from dumpxlate.stores import fetch_from
 
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ class KdumpStore:
         for rank in table.missing():
             self._clear_bits(words, rank)
         return PageBitmap(words, self._part.max_mapnr)
+
+    @cached_property
+    def lost(self) -> PageSet:
+        """Those that have a descriptor, and no bytes."""
+        if not self._damaged:
+            return EMPTY
+        return PageBitmap(self._bitmap.words & ~self.stored.words, self._part.max_mapnr)
 
     def _copy_bits(self, words: UInt64s, first: int, last: int) -> None:
         """Take the pages of a range of ranks over."""
@@ -142,6 +149,7 @@ class ShiftedStore:
         self.ram: PageSet = _moved(inner.ram, shift)
         self.stored: PageSet = _moved(inner.stored, shift)
         self.read_at = inner.read_at
+        self.lost: PageSet = _moved(lost_pages(inner), shift)
         self._inner = inner
         self._shift = shift
 

@@ -11,6 +11,7 @@ from dumpxlate.bare import ASSUMED, assumed_machine
 from dumpxlate.dump import Dump
 from dumpxlate.errors import FormatError
 from dumpxlate.lime import RECORD, LimeHeader, check_record
+from dumpxlate.pageset import pages_between
 from dumpxlate.segments import index_segments
 from dumpxlate.stores import IndexedStore
 from dumpxlate.structs import parse
@@ -28,7 +29,7 @@ def open_lime(source: Source) -> Dump:
         UnsupportedFeatureError: another version.
         CorruptDumpError: the first range makes no sense.
     """
-    found, damage = _ranges(source)
+    found, promised, damage = _ranges(source)
     start, length, offset = np.array(found, np.int64).reshape(-1, 3).T
     machine = assumed_machine()
     index = index_segments(source, start, length, offset, machine.page_size)
@@ -38,7 +39,9 @@ def open_lime(source: Source) -> Dump:
         format="lime",
         variant="version 1",
         machine=machine,
-        pages=IndexedStore(index.source, machine.page_size, index.extents),
+        pages=IndexedStore(
+            index.source, machine.page_size, index.extents, lost=pages_between(*promised, machine.page_size)
+        ),
         sources=(source,),
         attributes={"ranges": len(start)},
         remarks=tuple(remarks),
@@ -46,8 +49,8 @@ def open_lime(source: Source) -> Dump:
     )
 
 
-def _ranges(source: Source) -> tuple[array[int], list[str]]:
-    """Walk over the ranges: start, length and offset of each, and what ended the walk early.
+def _ranges(source: Source) -> tuple[array[int], tuple[int, int], list[str]]:
+    """Walk over the ranges: start, length and offset of each, where a cut one should reach, and what ended the walk.
 
     A range that was cut short (LiME after a failed read) makes the next header come too early, which nothing can tell
     from memory that holds one: the walk ends there.
@@ -61,13 +64,15 @@ def _ranges(source: Source) -> tuple[array[int], list[str]]:
         except FormatError as error:
             if not found:
                 raise
-            return found, [f"range {len(found) // 3} at {at:#x}: {error}; what follows is left out"]
+            return found, (0, 0), [f"range {len(found) // 3} at {at:#x}: {error}; what follows is left out"]
         length = header.e_addr - header.s_addr + 1
         there = min(length, source.size - at - RECORD)
         found.extend((header.s_addr, there, at + RECORD))
         if there < length:
-            return found, [
-                f"truncated: the last range, from {header.s_addr:#x}, has {length:,} bytes, {there:,} are there"
-            ]
+            return (
+                found,
+                (header.s_addr, header.e_addr + 1),
+                [f"truncated: the last range, from {header.s_addr:#x}, has {length:,} bytes, {there:,} are there"],
+            )
         at += RECORD + length
-    return found, []
+    return found, (0, 0), []

@@ -25,7 +25,9 @@ _FLUSH = 1 << 20
 
 _NO_PAGE = -(1 << 61)
 _NO_CONTENT = -(1 << 62)
-"""Where offsets begin for pfns without a page, and for pages without content: below any offset in a file."""
+_CUT_OFF = -(3 << 61)
+"""Where offsets begin for pfns without a page, for pages without content, and for those that the file has not any more:
+below any offset in a file."""
 
 _ENTRY = struct.Struct("<I")
 
@@ -97,7 +99,8 @@ class PageRecords:
         What has no place gets an offset that grows with the pfn, so that it forms runs and can be overwritten too.
         """
         cut = offset + PAGE_SIZE > self.source.size
-        nowhere = np.where(kind == layout.PAGE_XTAB, _NO_PAGE, _NO_CONTENT) + pfn * PAGE_SIZE
+        nowhere = np.where(kind == layout.PAGE_XTAB, _NO_PAGE, _NO_CONTENT)
+        nowhere = np.where(cut & (offset >= 0), _CUT_OFF, nowhere) + pfn * PAGE_SIZE
         self._copies += int((offset >= 0).sum())
         self._builder.add(pfn, np.where((offset < 0) | cut, nowhere, offset))
 
@@ -105,8 +108,10 @@ class PageRecords:
         """Make the store: of several entries for a pfn the last counts."""
         self._flush()
         every, _ = self._builder.build(last_wins=True)
-        stored, bare = every.offset >= 0, every.offset < _NO_PAGE
+        stored, lost = every.offset >= 0, every.offset < _NO_CONTENT
+        bare = ~lost & (every.offset < _NO_PAGE)
         extents = Extents(every.start[stored], every.count[stored], every.offset[stored])
         excluded = PageRuns.from_runs(every.start[bare], every.count[bare])
+        cut = PageRuns.from_runs(every.start[lost], every.count[lost])
         repeated = self._copies - int(extents.count.sum())
-        return IndexedStore(self.source, PAGE_SIZE, extents, excluded=excluded, repeated=repeated)
+        return IndexedStore(self.source, PAGE_SIZE, extents, excluded=excluded, lost=cut, repeated=repeated)

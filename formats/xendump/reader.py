@@ -215,4 +215,4 @@ def _indexed(file: _File, chunks: Iterable[tuple[Int64s, Int64s]]) -> IndexedSto
         stored.add(frame[inside], offset[inside])
         lost.add(frame[~inside], offset[~inside])
     extents, repeated = stored.build()
-    return IndexedStore(file.source, PAGE_SIZE, extents, excluded=lost.build()[0].pages(), repeated=repeated)
+    return IndexedStore(file.source, PAGE_SIZE, extents, lost=lost.build()[0].pages(), repeated=repeated)

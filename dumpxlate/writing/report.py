@@ -1,0 +1,67 @@
+"""What a conversion did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dumpxlate.verify.missing import Missing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dumpxlate.canonical.walk import Rewritten
+    from dumpxlate.format import Loss
+    from dumpxlate.pages import MapFit
+
+__all__ = ["Report"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        source: name of the input.
+        target: name of the output.
+        format: what was written.
+        container: what it was wrapped in ("flattened"), if anything.
+        pages_in: pages of RAM that the input knows of.
+        pages_out: written pages by state ("stored", "zero"), and those not written ("excluded", "bad").
+        runs: runs of RAM, so that there are one fewer holes between them.
+        bytes_written: size of the output.
+        seconds: from the first page to the last.
+        losses: what the target could not carry.
+        damage: what the input lacked.
+        remarks: what is to be said of the output.
+        missing: the pages that it lacked, or that did not decode.
+        fit: how the p2m map and the dump fitted, where one was applied.
+        page_size: bytes a page.
+        rewritten: what became of a paravirtual guest's page tables, where they were made canonical.
+        resumed: pages that an earlier, interrupted conversion had written.
+        verified: whether the output was read again and found to hold the same.
+    """
+
+    source: str
+    target: str
+    format: str
+    container: str | None = None
+    pages_in: int = 0
+    pages_out: Mapping[str, int] = field(default_factory=dict)
+    runs: int = 0
+    bytes_written: int = 0
+    seconds: float = 0.0
+    page_size: int = 0
+    resumed: int = 0
+    verified: bool = False
+    losses: tuple[Loss, ...] = ()
+    damage: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    missing: Missing = field(default_factory=Missing)
+    fit: MapFit | None = None
+    rewritten: Rewritten | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that the input promises is in the output."""
+        return not self.damage and not self.pages_out.get("bad")
