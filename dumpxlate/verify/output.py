@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.dump import Dump, Space
     from dumpxlate.format import WriteOptions
-    from dumpxlate.pages import PageBatch, PageStore, PageTable
+    from dumpxlate.pages import PageBatch, PageStore, PageTable, ReadAt
     from dumpxlate.pageset import PageSet
     from dumpxlate.progress import Progress
     from dumpxlate.verify.compare import Comparison
@@ -186,6 +186,11 @@ class _Chosen:
     def page_size(self) -> int:
         """Bytes a page."""
         return self.store.page_size
+
+    @property
+    def read_at(self) -> ReadAt | None:
+        """Reads a piece of the body at once, as the store does."""
+        return self.store.read_at
 
     @property
     def ram(self) -> PageSet:

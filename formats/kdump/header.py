@@ -53,6 +53,7 @@ class Part:
         max_mapnr: one past the last pfn that the bitmaps tell of.
         bitmap_bytes: length of each bitmap.
         single_bitmap: there is no bitmap of RAM (some diskdump files).
+        recovered: how the headers were made up where the file has lost them.
     """
 
     source: Source
@@ -62,6 +63,7 @@ class Part:
     max_mapnr: int
     bitmap_bytes: int
     single_bitmap: bool
+    recovered: str = ""
 
     @property
     def bits(self) -> Literal[32, 64]:

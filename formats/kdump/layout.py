@@ -30,6 +30,7 @@ __all__ = [
     "INVALID_CODEC",
     "KDUMP_SIGNATURE",
     "LAST_VERSION",
+    "SIGNATURES",
     "SUB_SIZES",
     "DiskDumpHeader32",
     "DiskDumpHeader64",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 KDUMP_SIGNATURE = b"KDUMP   "
+SIGNATURES = (KDUMP_SIGNATURE, b"DISKDUMP")
 LAST_VERSION = 6
 
 DUMP_DH_COMPRESSED_INCOMPLETE = 0x8

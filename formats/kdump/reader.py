@@ -11,8 +11,9 @@ from dumpxlate.dump import Dump, Machine
 from dumpxlate.elf.notes import NT_PRSTATUS, Note, parse_notes
 from dumpxlate.errors import CorruptDumpError, FormatError
 from dumpxlate.formats.kdump.header import arch_named, read_part, text_of
-from dumpxlate.formats.kdump.layout import FLAG_OF_CODEC, LAST_VERSION, KdumpSubHeader32Packed
+from dumpxlate.formats.kdump.layout import FLAG_OF_CODEC, LAST_VERSION, SIGNATURES, KdumpSubHeader32Packed
 from dumpxlate.formats.kdump.parts import gaps, in_order
+from dumpxlate.formats.kdump.recovery import recover
 from dumpxlate.formats.kdump.store import KdumpStore, ShiftedStore, stored_bitmap
 from dumpxlate.formats.kdump.table import DescriptorTable
 from dumpxlate.guest_notes import (
@@ -88,11 +89,30 @@ def open_kdump(sources: Sequence[Source]) -> Dump:
 
 def _read_named(source: Source) -> Part:
     """Read the headers of one of several files, so that an error names it."""
+    if bytes(source.view(0, min(source.size, 8))) not in SIGNATURES:
+        return _recovered(source)
     try:
         return read_part(source)
     except FormatError as error:
         error.path = error.path or source.name
         raise
+
+
+def _recovered(source: Source) -> Part:
+    """Find the pieces of a file that does not begin like one: the user says that it is one.
+
+    Raises:
+        CorruptDumpError: they are not there.
+    """
+    found = recover(source)
+    if found is None:
+        raise CorruptDumpError(
+            "no signature, and no bitmaps and descriptors that fit each other were found behind it",
+            path=source.name,
+            offset=0,
+            what="disk_dump_header",
+        )
+    return found
 
 
 def _pages(parts: Sequence[Part], arch: Arch) -> tuple[DeferredStore, list[str]]:
@@ -101,7 +121,8 @@ def _pages(parts: Sequence[Part], arch: Arch) -> tuple[DeferredStore, list[str]]
     bitmap = stored_bitmap(first)
     source = first.source if len(parts) == 1 else ConcatenatedSource([part.source for part in parts])
     table = DescriptorTable.of_parts(source, parts, bitmap)
-    damage = _lost_parts(parts, bitmap) + _lost_pages(parts, table)
+    damage = [part.recovered for part in parts if part.recovered]
+    damage += _lost_parts(parts, bitmap) + _lost_pages(parts, table)
 
     def load() -> PageStore:
         store = KdumpStore(first, bitmap, table, damaged=bool(damage))
