@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dumpxlate.cli.options import BadPagesName, Force, Input, ShowProgress, Thre
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
@@ -129,19 +130,42 @@ def convert(
     from dumpxlate.pipeline import convert_set
     from dumpxlate.registry import format_for
 
-    if dask:
-        _tell(_on_cluster(dask, out, conduct), report, canonical=conduct.canonical)
+    with _report_to(report, sources, force=conduct.force) as write_report:
+        if dask:
+            described = _on_cluster(dask, out, conduct)
+        else:
+            with inputs.open(sources) as dump, show_progress(progress) as callback:
+                done = convert_set(
+                    _supplied(_mapped(dump, inputs, conduct, callback), vmcoreinfo, conduct.threads, callback),
+                    output(out),
+                    to or format_for(out),
+                    content.options(),
+                    progress=callback,
+                    **conduct.arguments(),
+                )
+            described = [describe_report(each) for each in done]
+        write_report(described)
+    _tell(described, canonical=conduct.canonical)
+
+
+@contextlib.contextmanager
+def _report_to(
+    path: Path | None, inputs: list[str], *, force: bool
+) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Open a report's file before the conversion begins: hours later is too late to hear that it exists."""
+    from dumpxlate.io.sink import FileSink
+
+    if path is None:
+        yield lambda _: None
         return
-    with inputs.open(sources) as dump, show_progress(progress) as callback:
-        done = convert_set(
-            _supplied(_mapped(dump, inputs, conduct, callback), vmcoreinfo, conduct.threads, callback),
-            output(out),
-            to or format_for(out),
-            content.options(),
-            progress=callback,
-            **conduct.arguments(),
-        )
-    _tell([describe_report(each) for each in done], report, canonical=conduct.canonical)
+    with FileSink(path, overwrite=force, inputs=inputs) as sink:
+
+        def write(described: list[dict[str, Any]]) -> None:
+            content = described[0] if len(described) == 1 else described
+            sink.append([json.dumps(content, indent=2).encode() + b"\n"])
+            sink.commit()
+
+        yield write
 
 
 def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]]:
@@ -211,12 +235,10 @@ def _supplied(
     return with_vmcoreinfo(dump, found.info)
 
 
-def _tell(described: list[dict[str, Any]], file: Path | None, *, canonical: bool) -> None:
+def _tell(described: list[dict[str, Any]], *, canonical: bool) -> None:
     """Sum up what was written, and leave with the code for it."""
     from dumpxlate.cli.render import missing_lines, summary
 
-    if file:
-        file.write_text(json.dumps(described[0] if len(described) == 1 else described, indent=2) + "\n")
     for damage in described[0]["damage"]:
         say(damage)
     for remark in described[0]["remarks"]:

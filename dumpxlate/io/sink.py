@@ -93,7 +93,8 @@ class FileSink:
         inputs: files that must not be the target, whatever name or link leads to them.
         partial: name, in the target's folder, that the file has until it is complete; None for none, where the file
             system can do without.
-        keep: a file left under that name is taken over as it is, and stays when the writing fails.
+        reuse: a file left under that name is taken over as it is.
+        keep: that too, and it stays when the writing fails.
 
     Raises:
         OutputError: the target exists, is an input, or is no regular file.
@@ -109,13 +110,14 @@ class FileSink:
         overwrite: bool = False,
         inputs: Sequence[str | os.PathLike[str]] = (),
         partial: str | None = None,
+        reuse: bool = False,
         keep: bool = False,
     ) -> None:
         self.path = Path(path)
         self._overwrite = overwrite
         self._complete = False
         _refuse_bad_target(os.fspath(path), overwrite, inputs)
-        self._file = Temporary(self.path, partial, keep=keep)
+        self._file = Temporary(self.path, partial, reuse=reuse, keep=keep)
         self.position = 0
 
     @property

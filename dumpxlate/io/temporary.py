@@ -49,14 +49,15 @@ class Temporary:
     Args:
         target: path that it will have.
         name: what to call it until then; None for no name where that can be.
-        keep: an existing file of that name is taken over, and it stays when it is given up.
+        reuse: take over an existing file of that name.
+        keep: take over too, and let it stay when it is given up.
 
     Raises:
         OutputError: another process is writing it, or a file of its name is not ours.
         OSError: it cannot be created.
     """
 
-    def __init__(self, target: Path, name: str | None = None, *, keep: bool = False) -> None:
+    def __init__(self, target: Path, name: str | None = None, *, reuse: bool = False, keep: bool = False) -> None:
         self.target = target
         self.keep = keep
         self.name: str | None = None
@@ -66,7 +67,7 @@ class Temporary:
             if name is None:
                 self._open_unnamed()
             if self.fd < 0:
-                self._open_named(name or _fresh(target))
+                self._open_named(name or _fresh(target), reuse=reuse or keep)
             os.fchmod(self.fd, _MODE)  # a umask may have taken away more
         except BaseException as error:
             if keep and self.path:
@@ -138,13 +139,13 @@ class Temporary:
     def _unnamed(self) -> int:
         return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE, dir_fd=self._folder)
 
-    def _open_named(self, name: str) -> None:
+    def _open_named(self, name: str, *, reuse: bool) -> None:
         path = self.target.absolute().with_name(name)
         if not self.keep:
             _PARTIALS.add(path)  # before it is there: a signal may come at any moment
-        self.fd = os.open(name, _NEW | (0 if self.keep else os.O_EXCL), _MODE, dir_fd=self._folder)
+        self.fd = os.open(name, _NEW | (0 if reuse else os.O_EXCL), _MODE, dir_fd=self._folder)
         self.name = name
-        if self.keep:
+        if reuse:
             _require_own(self.fd, path)
 
     def _take_name(self, name: str) -> None:

@@ -112,9 +112,8 @@ def open_destination(
         if isinstance(writer, Accompanied):
             suffix = writer.companion_suffix
             name = partial and partial + suffix
-            companion = FileSink(f"{os.fspath(target)}{suffix}", overwrite=overwrite or again, partial=name, keep=keep)
+            companion = FileSink(f"{os.fspath(target)}{suffix}", overwrite=overwrite or again, partial=name, reuse=keep)
             open_files.enter_context(companion)
-            open_files.callback(companion.abort, keep=False)
             companion.go_on(0)  # an earlier run may have left one
         yield Destination(outer, _wrapped(outer) if flattened else outer, companion)
 
