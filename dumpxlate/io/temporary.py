@@ -141,12 +141,14 @@ class Temporary:
 
     def _open_named(self, name: str, *, reuse: bool) -> None:
         path = self.target.absolute().with_name(name)
-        if not self.keep:
+        if not reuse:
             _PARTIALS.add(path)  # before it is there: a signal may come at any moment
         self.fd = os.open(name, _NEW | (0 if reuse else os.O_EXCL), _MODE, dir_fd=self._folder)
-        self.name = name
         if reuse:
-            _require_own(self.fd, path)
+            _require_own(self.fd, path)  # until then it is not ours to remove
+        if not self.keep:
+            _PARTIALS.add(path)
+        self.name = name
 
     def _take_name(self, name: str) -> None:
         """Give a file without a name one."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.canonical.walk import Rewritten
     from dumpxlate.format import Loss
-    from dumpxlate.pages import MapFit
+    from dumpxlate.stores import MapFit
 
 __all__ = ["Report"]
 
