@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Where no page can be placed without what stood behind the pages.
 INDEX_LAST = ("xen_core",)
+# Pages that a guest wrote to are sent again: of a stream that is cut, some are as they were before.
+SENT_AGAIN = ("qemu_stream",)
 PARTS = [n / 8 for n in range(1, 8)]
 
 
@@ -73,8 +75,11 @@ def test_a_truncated_file_gives_every_page_that_is_in_it(tmp_path: Path, given: 
             found = whole_pages(dump, given.guest)
             wrong = [pfn for pfn, body in found.items() if body != given.guest.pages[pfn]]
             # The page at the seam may be there only in part, which a remark says.
-            assert len(wrong) <= ("raw" in given.name or given.format in ("elf", "lime", "raw"))
-            if not compressed:
+            assert given.format in SENT_AGAIN or len(wrong) <= (
+                "raw" in given.name or given.format in ("elf", "lime", "raw")
+            )
+            # Where memory is split at 4 GiB stands behind it in a stream: its upper part moves if that is cut.
+            if not compressed and given.format not in SENT_AGAIN:
                 named = {pfn for pfn, body in given.guest.pages.items() if any(body) and data.find(body) >= 0}
                 twins = {pfn for pfn in named if pfn in given.guest.twins or pfn + 1 in given.guest.twins}
                 assert named - twins <= found.keys()
@@ -96,7 +101,8 @@ def test_check_says_what_a_conversion_will_miss(tmp_path: Path, given: Input, ho
         return  # there is nothing to salvage; that it is an error of ours is all that counts here
     assert told["missing"] == did["missing"]
     assert checked.missing.pages >= checked.pages["bad"]
-    assert checked.missing.pages - checked.pages["bad"] in (lost, lost + len(given.guest.excluded)) or lost <= 0
+    if given.format not in SENT_AGAIN:  # it leaves out what the guest called free
+        assert checked.missing.pages - checked.pages["bad"] in (lost, lost + len(given.guest.excluded)) or lost <= 0
     assert sum(run.count for run in checked.missing.first) == checked.missing.pages
     assert report.pages_out.get("bad", 0) == checked.pages["bad"]
     assert report.pages_out.get("stored", 0) == checked.pages["stored"]

@@ -59,7 +59,8 @@ def open_stream(
     if not cpus:
         stream.remarks.append("registers are not read: the processors' states are not there, or not described")
     step = stream.page_size if table.mapped else stream.page_size + 8
-    pages = StreamStore(source, stream.page_size, step, stream.log, layout.placements, table.base)
+    cut = bool(stream.damage or stream.flushes)
+    pages = StreamStore(source, stream.page_size, step, stream.log, layout.placements, table.base, cut=cut)
     _complain(stream, table, layout, pages)
     vmcoreinfo = _vmcoreinfo(states, pages, endian, stream.remarks)
     return Dump(

@@ -10,7 +10,7 @@ import numpy as np
 from dumpxlate.errors import CorruptPageError
 from dumpxlate.extents import Extents, first_wins, merge
 from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable
-from dumpxlate.pageset import PageRuns, union
+from dumpxlate.pageset import EMPTY, PageRuns, difference, union
 from dumpxlate.qemu.records import Kind
 from dumpxlate.qemu.xbzrle import apply_delta
 
@@ -103,6 +103,7 @@ class StreamStore:
         log: what the records say.
         placements: where the RAM blocks are seen.
         base: number of each block's first page in the log.
+        cut: the stream is known not to hold all that was sent, so that pages without a record are lost.
     """
 
     def __init__(
@@ -113,6 +114,8 @@ class StreamStore:
         log: RecordLog,
         placements: Sequence[Placement],
         base: Sequence[int],
+        *,
+        cut: bool = False,
     ) -> None:
         self.page_size = page_size
         self._source, self._step = source, step
@@ -132,6 +135,8 @@ class StreamStore:
             np.array([-(-piece.start // page_size) for piece in placements], np.int64),
             np.array([piece.length // page_size for piece in placements], np.int64),
         )
+
+        self.lost: PageSet = difference(self.ram, self.stored) if cut else EMPTY
 
     @property
     def unsent(self) -> int:
