@@ -151,8 +151,7 @@ def convert(
         allow_loss: write although the target cannot carry something, or the p2m map does not fit.
         salvage: write although parts of the input are missing or broken, or it changes meanwhile.
         overwrite: replace an existing file.
-        flattened: wrap the output into makedumpfile's records for pipes; done unasked for a pipe, where the format must
-            go back in its file.
+        flattened: wrap the output into makedumpfile's records for pipes; done unasked where a pipe needs it.
         bad_pages: what to do with pages that do not decode.
         canonical: write a paravirtual guest's page tables and cr3 with its own frames, as an ordinary guest's.
         threads: workers; 0 for this thread alone, None for one a processor, up to 8.
