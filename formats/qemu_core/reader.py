@@ -168,7 +168,8 @@ def _store(
     zero, missing = difference(there, index.extents.pages()), difference(known, there)
     if options.missing == "zero":
         zero, missing = union(zero, missing), EMPTY
-    pages = IndexedStore(index.source, page_size, index.extents, zero=zero, excluded=missing)
+    lost, excluded = (missing, EMPTY) if process.memory.lost else (EMPTY, missing)
+    pages = IndexedStore(index.source, page_size, index.extents, zero=zero, excluded=excluded, lost=lost)
     return pages, index.remarks("ranges of memory")
 
 
