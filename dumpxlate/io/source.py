@@ -1,7 +1,9 @@
-"""Bytes in: files mapped into memory, files that cannot be mapped, and plain bytes.
+"""Bytes in: files that are read, temporary files that are mapped, and plain bytes.
 
-A source hands out views of headers and tables, in place where the file is mapped, and reads pages into buffers. What
-tables made resident is given back to the kernel behind the reader, so that memory does not grow with the dump.
+A source hands out views of headers and tables, and reads pages into buffers. A file that has a name is never mapped:
+whoever may write it can make it shorter at any moment, and touching a mapping behind its end kills the process with
+SIGBUS, which no Python code can turn into an error. A read that comes back short is one. Readers bring large tables
+in pieces, so that memory does not grow with the dump.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 import numpy as np
 
-from dumpxlate.errors import TruncatedDumpError, UnknownFormatError
+from dumpxlate.errors import TruncatedDumpError, UnknownFormatError, UnsupportedFeatureError
 from dumpxlate.io.aio import WORTHWHILE, read_many
 
 if TYPE_CHECKING:
@@ -37,6 +39,12 @@ __all__ = [
     "ranges_inside",
     "spooled",
 ]
+
+_LARGE = 4 << 20
+"""Bytes of a view from which on holes are looked for."""
+
+_LARGEST = 4 << 30
+"""Bytes of a view at most: the bitmap of 128 TiB."""
 
 _RELEASE_EVERY = 64
 """Batches between two times that a mapping's resident pages are given back to the kernel."""
@@ -144,15 +152,20 @@ def ranges_inside(size: int, offset: Int64s, length: Int32s) -> Bools:
     return found
 
 
-def _runs_of_data(fd: int, size: int) -> tuple[Int64s, Int64s]:
+def _runs_of_data(fd: int, size: int, at: int = 0) -> tuple[Int64s, Int64s]:
     """Ask the file system for the parts of a sparse file that are no holes; all of it where it cannot tell.
 
     Behind so many holes as would take seconds to list, the rest counts as data.
+
+    Args:
+        fd: the file.
+        size: where to end.
+        at: where to begin.
     """
-    if os.fstat(fd).st_blocks * 512 >= size:
+    found = os.fstat(fd)
+    if found.st_blocks * 512 >= found.st_size:
         return np.zeros(1, np.int64), np.array([size], np.int64)
     edges = array("q")
-    at = 0
     while at < size:
         if len(edges) >= _MOST_EDGES:
             edges.extend((at, size))
@@ -165,8 +178,8 @@ def _runs_of_data(fd: int, size: int) -> tuple[Int64s, Int64s]:
                 break
             return np.zeros(1, np.int64), np.array([size], np.int64)
         edges.extend((min(start, size), min(at, size)))
-    found = np.frombuffer(edges, np.int64)
-    return found[::2], found[1::2] - found[::2]
+    columns = np.frombuffer(edges, np.int64)
+    return columns[::2], columns[1::2] - columns[::2]
 
 
 class BytesSource(Closing):
@@ -191,7 +204,7 @@ class BytesSource(Closing):
 
 
 class PreadFile(Closing):
-    """A file that is read, never mapped: what some network and FUSE file systems and block devices leave.
+    """A file that is read, never mapped: a view is a copy, and a file that shrinks meanwhile is an error.
 
     Args:
         fd: open file descriptor; owned from here on.
@@ -207,9 +220,28 @@ class PreadFile(Closing):
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
         """Read a range."""
         length = check_range(self.name, self.size, offset, length)
+        if length >= _LARGE:
+            return self._without_holes(offset, length)
         buffer = np.empty(length, np.uint8).data
         self._fill(buffer, offset)
         return buffer.toreadonly()
+
+    def _without_holes(self, offset: int, length: int) -> memoryview:
+        """Read a large range of what may be a sparse file: what is never written to takes no memory."""
+        if length > _LARGEST:
+            raise UnsupportedFeatureError(
+                f"a table of {length:,} bytes at {offset:#x}: at most {_LARGEST:,} are handled",
+                path=self.name,
+                feature="table size",
+            )
+        body = np.zeros(length, np.uint8).data
+        start, size = _runs_of_data(self._fd, offset + length, offset)
+        for low, high in zip(np.maximum(start, offset).tolist(), (start + size).tolist(), strict=True):
+            self._fill(body[low - offset : high - offset], low)
+        end = os.lseek(self._fd, 0, os.SEEK_END)
+        if end < offset + length:  # what was cut off meanwhile looks like a hole
+            raise TruncatedDumpError("range", path=self.name, offset=offset, wanted=length, available=end - offset)
+        return body.toreadonly()
 
     def read(self, offset: int, length: int) -> bytes:
         """Read a range."""
@@ -262,11 +294,12 @@ class PreadFile(Closing):
 
 
 class MappedFile(PreadFile):
-    """A file mapped into memory for headers and tables, which are viewed in place; pages are still read.
+    """A nameless temporary file, whose tables are viewed in place; pages are still read.
 
-    Reading a page into a buffer costs less than faulting it in (measured: 0.7 against 1.2 microseconds in sequence,
-    2.1 against 2.3 at random, and 7 once mapped pages are given back), and a file that shrinks meanwhile is an error
-    instead of a SIGBUS.
+    Nobody else can make such a file shorter, and what a compressed file claims to hold need not fit into memory: its
+    tables are a mapping that the kernel may drop. Reading a page into a buffer costs less than faulting it in
+    (measured: 0.7 against 1.2 microseconds in sequence, 2.1 against 2.3 at random, and 7 once mapped pages are given
+    back).
 
     Raises:
         OSError: the file cannot be mapped; the descriptor stays open then.
@@ -309,8 +342,8 @@ class MappedFile(PreadFile):
             self._map.close()
 
 
-def open_source(path: str | os.PathLike[str]) -> MappedFile | PreadFile | BytesSource:
-    """Open a file for reading: mapped, or read where mapping fails.
+def open_source(path: str | os.PathLike[str]) -> PreadFile:
+    """Open a file for reading.
 
     Raises:
         OSError: it cannot be opened.
@@ -328,10 +361,7 @@ def open_source(path: str | os.PathLike[str]) -> MappedFile | PreadFile | BytesS
         if not size:
             raise UnknownFormatError("is empty", path=name)
         os.set_blocking(fd, True)
-        try:
-            return MappedFile(fd, name, size)
-        except (OSError, ValueError):
-            return PreadFile(fd, name, size)
+        return PreadFile(fd, name, size)
     except BaseException:
         os.close(fd)
         raise

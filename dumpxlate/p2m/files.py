@@ -7,6 +7,7 @@ import os
 import re
 import tokenize
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dumpxlate.io.sink import Sink
+    from dumpxlate.io.source import Source
 
 __all__ = ["MAP_KINDS", "MapKind", "detect_kind", "kind_for", "read_map", "write_map"]
 
@@ -57,14 +59,46 @@ def read_map(path: str | os.PathLike[str], kind: MapKind | None = None) -> P2M:
     """
     try:
         with open_source(path) as source:
-            return _read(source.view(), kind)
+            return _read(_Body(source), kind)
     except MapError as error:
         raise MapError(f"{os.fspath(path)}: {error}") from None
     except FormatError as error:
         raise MapError(str(error)) from None
 
 
-def _read(body: memoryview, kind: MapKind | None) -> P2M:
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A file, sliced like bytes; only what is sliced is read."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return self.source.size
+
+    def __getitem__(self, piece: slice) -> memoryview:
+        start, stop, _ = piece.indices(self.source.size)
+        return self.source.view(start, max(stop - start, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """An array in a file; only what is sliced is read."""
+
+    body: _Body
+    at: int
+    count: int
+    dtype: np.dtype[np.unsignedinteger]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, piece: slice) -> NDArray[np.unsignedinteger]:
+        start, stop, _ = piece.indices(self.count)
+        size = self.dtype.itemsize
+        return np.frombuffer(self.body[self.at + start * size : self.at + stop * size], self.dtype)
+
+
+def _read(body: _Body, kind: MapKind | None) -> P2M:
     kind = kind or detect_kind(body)
     found = _READERS[kind](body)
     if not found.runs.total:
@@ -72,7 +106,7 @@ def _read(body: memoryview, kind: MapKind | None) -> P2M:
     return found
 
 
-def detect_kind(body: memoryview) -> MapKind:
+def detect_kind(body: _Body) -> MapKind:
     """Find out by its content how a map is written.
 
     Raises:
@@ -85,9 +119,9 @@ def detect_kind(body: memoryview) -> MapKind:
         return "mfndump"
     if _is_text(head):
         return "text"
-    if len(body) % 8 == 0 and _plausible(np.frombuffer(body, "<u8")[:_CHUNK]):
+    if len(body) % 8 == 0 and _plausible(np.frombuffer(body[: 8 * _CHUNK], "<u8")):
         return "u64"
-    if len(body) % 4 == 0 and _plausible_narrow(np.frombuffer(body, "<u4")[:_CHUNK]):
+    if len(body) % 4 == 0 and _plausible_narrow(np.frombuffer(body[: 4 * _CHUNK], "<u4")):
         return "u32"
     raise MapError(f"not a p2m map: {len(body)} bytes, neither text nor an array of 4- or 8-byte words")
 
@@ -109,21 +143,21 @@ def _plausible_narrow(entries: NDArray[np.uint32]) -> bool:
     return 2 * int(np.count_nonzero(named)) >= len(at)
 
 
-def _read_u64(body: memoryview) -> P2M:
+def _read_u64(body: _Body) -> P2M:
     return P2M.from_entries(_words(body, 8), 8)
 
 
-def _read_u32(body: memoryview) -> P2M:
+def _read_u32(body: _Body) -> P2M:
     return P2M.from_entries(_words(body, 4), 4)
 
 
-def _words(body: memoryview, width: int) -> NDArray[np.unsignedinteger]:
+def _words(body: _Body, width: int) -> _Entries:
     if len(body) % width:
         raise MapError(f"not an array of {width}-byte words: {len(body)} bytes")
-    return np.frombuffer(body, f"<u{width}")
+    return _Entries(body, 0, len(body) // width, np.dtype(f"<u{width}"))
 
 
-def _read_npy(body: memoryview) -> P2M:
+def _read_npy(body: _Body) -> P2M:
     file = io.BytesIO(bytes(body[:_PEEK]))
     shape, dtype = _npy_header(file)
     if dtype.kind not in "ui" or dtype.itemsize not in (4, 8) or len(shape) != 1:
@@ -131,9 +165,8 @@ def _read_npy(body: memoryview) -> P2M:
     at, (count,) = file.tell(), shape
     if count < 0 or at + count * dtype.itemsize > len(body):
         raise MapError(f".npy promises {count} entries, the file has {(len(body) - at) // dtype.itemsize}")
-    entries = np.frombuffer(body, dtype, count, at)
-    unsigned = entries.view(f"{dtype.byteorder}u{dtype.itemsize}")
-    return P2M.from_entries(unsigned, 8 if dtype.itemsize == 8 else 4)
+    unsigned = np.dtype(f"{dtype.byteorder}u{dtype.itemsize}")
+    return P2M.from_entries(_Entries(body, at, count, unsigned), 8 if dtype.itemsize == 8 else 4)
 
 
 def _npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -151,7 +184,7 @@ def _npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
 _NPY_ERRORS = (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError, tokenize.TokenError)
 
 
-def _pieces(body: memoryview) -> Iterator[bytes]:
+def _pieces(body: _Body) -> Iterator[bytes]:
     """Cut text into pieces of whole lines."""
     at = 0
     while at < len(body):
@@ -165,7 +198,7 @@ def _pieces(body: memoryview) -> Iterator[bytes]:
         at += len(piece)
 
 
-def _read_text(body: memoryview) -> P2M:
+def _read_text(body: _Body) -> P2M:
     columns = [_parse_text(piece) for piece in _pieces(body)]
     return _from_columns(columns)
 
@@ -199,7 +232,7 @@ def _columns(rows: list[tuple[int, int]]) -> tuple[NDArray[np.uint64], NDArray[n
     return both[:, 0], both[:, 1]
 
 
-def _read_mfndump(body: memoryview) -> P2M:
+def _read_mfndump(body: _Body) -> P2M:
     columns = []
     for piece in _pieces(body):
         rows = []
@@ -232,7 +265,7 @@ def _from_columns(columns: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]]) 
     return P2M(named(dense.runs), int(pfn[-1]) + 1, foreign=named(dense.foreign), identity=named(dense.identity))
 
 
-_READERS: dict[MapKind, Callable[[memoryview], P2M]] = {
+_READERS: dict[MapKind, Callable[[_Body], P2M]] = {
     "u64": _read_u64,
     "u32": _read_u32,
     "npy": _read_npy,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
@@ -25,10 +25,18 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.pageset import PageSet
 
-__all__ = ["P2M", "DeferredP2M", "FrameRuns"]
+__all__ = ["P2M", "DeferredP2M", "Entries", "FrameRuns"]
 
 _CHUNK = 1 << 20
 """Entries looked at in one go: bounds memory whatever the size of the map."""
+
+
+class Entries(Protocol):
+    """Unsigned words that are looked at in slices: an array, or one that stays in a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, piece: slice, /) -> NDArray[np.unsignedinteger]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +130,12 @@ class P2M:
         return cls(FrameRuns.from_pairs(pfn, mfn), max(size or 0, int(pfn[-1]) + 1 if len(pfn) else 0))
 
     @classmethod
-    def from_entries(cls, entries: NDArray[np.unsignedinteger], width: Literal[4, 8]) -> Self:
+    def from_entries(cls, entries: Entries, width: Literal[4, 8]) -> Self:
         """Read a guest's own array, indexed by pfn.
 
         Args:
-            entries: p2m entries as the guest keeps them, unsigned, shape (size,); may be a view of a mapped file.
+            entries: p2m entries as the guest keeps them, unsigned, shape (size,); may be in a file, since it is read
+                in slices.
             width: bytes of the guest's word. All ones is no page; the top bit marks foreign frames, the next one
                 identity frames. mfn 0 belongs to the hypervisor and is no page either.
         """

@@ -69,9 +69,11 @@ def _check_same_dump(one: Part, other: Part) -> None:
 def _bitmaps_differ(one: Part, other: Part) -> bool:
     if one.bitmap_bytes != other.bitmap_bytes or one.single_bitmap != other.single_bitmap:
         return True
-    a = one.source.view(one.stored_bitmap_at, one.bitmap_bytes)
-    b = other.source.view(other.stored_bitmap_at, other.bitmap_bytes)
-    return any(bytes(a[at : at + _CHUNK]) != b[at : at + _CHUNK] for at in range(0, len(a), _CHUNK))
+    pieces = ((at, min(_CHUNK, one.bitmap_bytes - at)) for at in range(0, one.bitmap_bytes, _CHUNK))
+    return any(
+        one.source.view(one.stored_bitmap_at + at, size) != other.source.view(other.stored_bitmap_at + at, size)
+        for at, size in pieces
+    )
 
 
 def _check_disjoint(ordered: Sequence[Part]) -> None:

@@ -15,6 +15,7 @@ from dumpxlate.extents import ExtentsBuilder
 from dumpxlate.formats.xendump import layout
 from dumpxlate.formats.xendump.layout import PAGE_SIZE, XcCoreHeader
 from dumpxlate.stores import DeferredStore, IndexedStore
+from dumpxlate.pageset import PageRuns
 from dumpxlate.structs import parse
 from dumpxlate.xen import context_width, xen_cpus, xen_machine
 
@@ -160,9 +161,11 @@ def _entry_size_by_content(source: Source, header: XcCoreHeader) -> Literal[4, 8
     """Tell 8-byte entries by their upper halves: zero, or all ones together with the lower half."""
     start = header.xch_index_offset
     length = min(header.xch_nr_pages * 8, max(source.size - start, 0)) // 8 * 8
-    words = np.frombuffer(source.view(start, length), "<u4").reshape(-1, 2)
-    wide = (words[:, 1] == 0) | (words == 0xFFFFFFFF).all(axis=1)
-    return 8 if wide.all() else 4
+    for at in range(0, length, 8 * _CHUNK):
+        words = np.frombuffer(source.view(start + at, min(8 * _CHUNK, length - at)), "<u4").reshape(-1, 2)
+        if not ((words[:, 1] == 0) | (words == 0xFFFFFFFF).all(axis=1)).all():
+            return 4
+    return 8
 
 
 def _contexts(source: Source, header: XcCoreHeader) -> tuple[list[bytes], list[str]]:
@@ -208,11 +211,12 @@ def _by_place(row: Int64s, entries: Int64s) -> Int64s:
 
 def _indexed(file: _File, chunks: Iterable[tuple[Int64s, Int64s]]) -> IndexedStore:
     """Index rows by frame; those whose page lies beyond the end of the file are left out."""
-    stored, lost = ExtentsBuilder(PAGE_SIZE), ExtentsBuilder(PAGE_SIZE)
+    stored, lost = ExtentsBuilder(PAGE_SIZE), [np.empty(0, np.int64)]
     for row, frame in chunks:
         inside = row < file.whole_pages
         offset = file.header.xch_pages_offset + row * PAGE_SIZE
         stored.add(frame[inside], offset[inside])
-        lost.add(frame[~inside], offset[~inside])
+        lost.append(frame[~inside & (frame >= 0)])
     extents, repeated = stored.build()
-    return IndexedStore(file.source, PAGE_SIZE, extents, lost=lost.build()[0].pages(), repeated=repeated)
+    missing = PageRuns.from_pfns(np.unique(np.concatenate(lost)))
+    return IndexedStore(file.source, PAGE_SIZE, extents, lost=missing, repeated=repeated)
