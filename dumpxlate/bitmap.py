@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["PageBitmap"]
 
 _BLOCK = 8  # words: one rank entry for 512 pages, 4 MiB of them for 1 TiB of 4 KiB pages
+_LONG_BLOCK = 64
+_LONG = 1 << 24
+"""Words from which on a bitmap has one rank entry for 64 words: 4 TiB of 4 KiB pages."""
 _CHUNK = 1 << 17  # words looked at in one go by runs()
 
 
@@ -66,12 +69,18 @@ class PageBitmap:
     @cached_property
     def _before(self) -> Int64s:
         """Members before each block of words, and in all at the end."""
-        before = np.zeros(-(-len(self.words) // _BLOCK) + 1, np.int64)
+        size = self._block
+        before = np.zeros(-(-len(self.words) // size) + 1, np.int64)
         for at in range(0, len(self.words), _CHUNK):
             counts = np.bitwise_count(self._masked(at, at + _CHUNK))
-            blocks = np.add.reduceat(counts, np.arange(0, len(counts), _BLOCK), dtype=np.int64)
-            before[at // _BLOCK + 1 : at // _BLOCK + 1 + len(blocks)] = blocks
-        return np.cumsum(before)
+            blocks = np.add.reduceat(counts, np.arange(0, len(counts), size), dtype=np.int64)
+            before[at // size + 1 : at // size + 1 + len(blocks)] = blocks
+        return np.cumsum(before, out=before)
+
+    @property
+    def _block(self) -> int:
+        """Words that a rank entry stands for."""
+        return _BLOCK if len(self.words) < _LONG else _LONG_BLOCK
 
     def _masked(self, low: int, high: int) -> UInt64s:
         """Words ``low`` up to ``high``, without bits at or beyond the limit."""
@@ -109,8 +118,9 @@ class PageBitmap:
         if not len(self.words):
             return np.zeros(len(pfn), np.int64)
         at = np.clip(pfn, 0, self._limit)
-        block = at >> 9
-        index = block[:, None] * _BLOCK + np.arange(_BLOCK)
+        size = self._block
+        block = at // (64 * size)
+        index = block[:, None] * size + np.arange(size)
         words = self.words[np.minimum(index, len(self.words) - 1)]
         # Of each word of the block, the bits below the pfn: all, some, or none.
         bits = np.clip(at[:, None] - index * 64, 0, 64).astype(np.uint64)
@@ -126,11 +136,11 @@ class PageBitmap:
             return np.empty(0, np.int64)
         low = int(np.searchsorted(self._before, first, side="right")) - 1
         high = int(np.searchsorted(self._before, last, side="left"))
-        words = self._masked(low * _BLOCK, high * _BLOCK)
+        words = self._masked(low * self._block, high * self._block)
         used = np.flatnonzero(words)
         bits = np.unpackbits(words[used].view(np.uint8), bitorder="little")
         at = np.flatnonzero(bits)
-        pfn: Int64s = (used[at >> 6] + low * _BLOCK) * 64 + (at & 63)
+        pfn: Int64s = (used[at >> 6] + low * self._block) * 64 + (at & 63)
         skip = first - int(self._before[low])
         return pfn[skip : skip + last - first]
 

@@ -24,8 +24,8 @@ END_FLAG_FLAT_HEADER = -1
 MAX_SIZE_MDF_HEADER = 4096
 """The first record begins here, whatever the page size."""
 
-MAX_OFFSET = 1 << 50
-"""Ours: no file is larger than 1 PiB; a record beyond is not believed."""
+MAX_OFFSET = 1 << 46
+"""Ours: no dump is larger than 64 TiB; a record beyond is not believed."""
 
 
 @struct

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PFN", "Part", "arch_named", "read_part", "text_of"]
 
-MAX_PFN = 1 << 36
-"""Pages that a file may claim: 256 TiB of 4 KiB pages, whose rank table takes a gigabyte."""
+MAX_PFN = 1 << 34
+"""Pages that a file may claim: 64 TiB of 4 KiB pages, as much as x86 addresses with four levels of page tables. A few
+bytes can claim them, in a container with holes or compressed, and each takes a bit of two bitmaps."""
 
 _FORMS: tuple[tuple[Endian, type[Header]], ...] = (
     ("<", DiskDumpHeader64),

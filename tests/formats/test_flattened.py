@@ -224,7 +224,7 @@ BAD = [
     (struct.pack(">qq", 0, 0), "offset 0x0, size 0x0"),
     (struct.pack(">qq", 0, -1), "offset 0x0, size -0x1"),
     (struct.pack(">qq", 0, -(1 << 63)), "size -0x8"),
-    (record((1 << 50) + 1, b"far"), "offset 0x4000000000001, size 0x3"),
+    (record((1 << 46) + 1, b"far"), "offset 0x400000000001, size 0x3"),
     (record((1 << 63) - 2, b"over"), "offset 0x7ffffffffffffffe"),
     (struct.pack(">qq", 16, (1 << 63) - 1), "size 0x7fffffffffffffff"),
 ]
