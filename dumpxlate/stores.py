@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import PageStore, ReadAt
 
-__all__ = ["MISS_LIMIT", "DeferredStore", "IndexedStore", "MapFit", "RemappedStore", "fetch_from"]
+__all__ = ["MISS_LIMIT", "DeferredStore", "IndexedStore", "MapFit", "RemappedStore", "fetch_from", "with_bytes"]
 
 MISS_LIMIT = 0.01
 """Share of a map's pages that a dump may lack (and of a dump's pages that the map may lack) before it does not fit."""
@@ -261,3 +261,9 @@ class RemappedStore:
     def place(self, table: PageTable) -> Int64s:
         """Say where in the file the bytes of located pages are."""
         return self._inner.place(table)
+
+
+def with_bytes(store: PageStore) -> PageSet:
+    """Give the stored pages that have bytes in the file, where the index tells; of the others each may be zero."""
+    inner = store.loaded if isinstance(store, DeferredStore) else store
+    return inner.extents.pages() if isinstance(inner, IndexedStore) else inner.stored

@@ -23,6 +23,7 @@ from dumpxlate.errors import PageUnavailableError
 from dumpxlate.memory import PhysicalMemory
 from dumpxlate.pages import PageState, windows
 from dumpxlate.progress import Meter, Progress
+from dumpxlate.stores import with_bytes
 from dumpxlate.vmcoreinfo import VmCoreInfo
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt8s
     from dumpxlate.dump import Dump
     from dumpxlate.pages import PageBatch, PageStore
+    from dumpxlate.pageset import PageSet
 
 __all__ = ["MAX_CANDIDATES", "MAX_TEXT", "Found", "find", "with_vmcoreinfo"]
 
@@ -89,13 +91,14 @@ def find(
         MissingCodecError: the library of a codec is not installed.
     """
     store = dump.pages
-    meter = Meter("search", store.stored.count * store.page_size, progress)
+    pages = with_bytes(store)
+    meter = Meter("search", pages.count * store.page_size, progress)
     threads = default_threads() if threads is None else threads
     best: Found | None = None
     left = MAX_CANDIDATES
-    looked = ordered_map(_Search(store).look, windows(store.stored, store.page_size), threads=threads)
+    looked = ordered_map(_Search(store, pages).look, windows(pages, store.page_size), threads=threads)
     with contextlib.closing(looked) as parts:
-        for pages, addresses in parts:
+        for count, addresses in parts:
             for address in addresses[:left].tolist():
                 found = _verified(dump, address)
                 if found and found.form == "note":
@@ -105,7 +108,7 @@ def find(
             left -= len(addresses)
             if left <= 0:
                 break
-            meter.add(pages * store.page_size)
+            meter.add(count * store.page_size)
     return best
 
 
@@ -121,16 +124,17 @@ def with_vmcoreinfo(dump: Dump, info: VmCoreInfo) -> Dump:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """Looks for candidates in the pages of a store."""
+    """Looks for candidates in some pages of a store."""
 
     store: PageStore
+    pages: PageSet
 
     def look(self, window: tuple[int, int]) -> tuple[int, Int64s]:
         """Give the number of pages in a window of ranks, and the addresses of candidates; runs in a worker."""
         first, last = window
         store, size = self.store, self.store.page_size
         before = int(first > 0)  # the page before, for what begins on it and goes on here
-        table = store.locate(store.stored.select(first - before, last))
+        table = store.locate(self.pages.select(first - before, last))
         batch = batches.gather(batches.decode(store.fetch(table), size), size)
         body, pfn = _contiguous(batch, size)
         at = _candidates(body)

@@ -16,7 +16,7 @@ from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.pages import CodecId, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
-from dumpxlate.stores import DeferredStore
+from dumpxlate.stores import DeferredStore, with_bytes
 from dumpxlate.verify.missing import BadRun, BadRuns, Missing, bad_runs, missing_pages
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.dump import Dump
     from dumpxlate.pages import PageStore
+    from dumpxlate.pageset import PageSet
     from dumpxlate.stores import MapFit
 
 __all__ = ["BadRun", "CheckReport", "check"]
 
-_STORED, _BAD, _EXCLUDED = int(PageState.STORED), int(PageState.BAD), int(PageState.EXCLUDED)
+_STORED, _ZERO = int(PageState.STORED), int(PageState.ZERO)
+_BAD, _EXCLUDED = int(PageState.BAD), int(PageState.EXCLUDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +94,18 @@ def check(
         CorruptDumpError: its index cannot be read.
         MissingCodecError: the library of a codec is not installed.
     """
-    walk = _Walk(dump.pages)
-    stored, size = dump.pages.stored, dump.pages.page_size
-    meter = Meter("check", stored.count * size, progress)
+    # Zero pages without bytes are counted, not looked at: a few bytes of a hostile file can make any number of them.
+    stored, looked = dump.pages.stored, with_bytes(dump.pages)
+    walk, size = _Walk(dump.pages, looked), dump.pages.page_size
+    meter = Meter("check", looked.count * size, progress)
     found = _Found(BadRuns(first))
     threads = default_threads() if threads is None else threads
-    with contextlib.closing(ordered_map(walk.look, windows(stored, size), threads=threads)) as parts:
+    with contextlib.closing(ordered_map(walk.look, windows(looked, size), threads=threads)) as parts:
         for part in parts:
             found.add(part)
             meter.add(part.pages * size)
     found.states[_EXCLUDED] += dump.pages.ram.count - stored.count
+    found.states[_ZERO] += stored.count - looked.count
     inner = dump.pages.loaded if isinstance(dump.pages, DeferredStore) else dump.pages
     wanted = (PageState.STORED, PageState.ZERO, PageState.EXCLUDED, PageState.BAD)
     return CheckReport(
@@ -142,14 +146,15 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """Looks at the pages of a store."""
+    """Looks at some pages of a store."""
 
     store: PageStore
+    pages: PageSet
 
     def look(self, window: tuple[int, int]) -> _Part:
         """Locate, bring and decode a window of ranks; runs in a worker."""
         store, size = self.store, self.store.page_size
-        table = store.locate(store.stored.select(*window))
+        table = store.locate(self.pages.select(*window))
         state = batches.mark_zero(batches.decode(store.fetch(table), size), size).table.state
         has_bytes = table.state == _STORED
         return _Part(
