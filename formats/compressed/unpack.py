@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["UnpackedFile", "unpack"]
 
-_INPUT = 1 << 20
+_INPUT = 16 << 10
+"""Bytes that are fed at once: what a piece with a defect unpacks to before the defect is lost."""
+
 _OUTPUT = 4 << 20
 _HOLE = 64 << 10
 """Pieces that are looked at for zeros."""
@@ -61,15 +63,16 @@ def unpack(source: Source) -> UnpackedFile:
     kind = kind_of(source) or ""
     with tempfile.TemporaryFile(prefix="dumpxlate-") as file:
         unpacked = _Unpacked(file.fileno(), source.name)
-        complaint = None
+        defect, complaint = _DefectError("unpacks to nothing", 0), None
         try:
             for piece in _members(source, kind):
                 unpacked.write(piece)
-        except _DefectError as defect:
+        except _DefectError as found:
+            defect = found
             complaint = f"{kind}: {defect} after {unpacked.size:,} unpacked bytes; what follows is missing"
         size = unpacked.finish()
         if not size:
-            raise CorruptDumpError(complaint or f"{kind}: unpacks to nothing", path=source.name)
+            raise CorruptDumpError(str(defect), path=source.name, offset=defect.offset, what=kind)
         fd = os.dup(file.fileno())
     result = UnpackedFile(fd, source.name, size)
     result.complaint = complaint
@@ -78,7 +81,11 @@ def unpack(source: Source) -> UnpackedFile:
 
 
 class _DefectError(Exception):
-    """The compressed data end or break here."""
+    """The compressed data end or break here, or not far behind ``offset``."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
 
 
 def _members(source: Source, kind: str) -> Iterator[bytes]:
@@ -92,19 +99,19 @@ def _members(source: Source, kind: str) -> Iterator[bytes]:
             if member.needs_input:
                 data = bytes(source.view(at + taken, min(_INPUT, source.size - at - taken)))
                 taken += len(data)
-            piece = _feed(member, data)
+            piece = _feed(member, data, at + taken - len(data))
             if not (data or piece or member.eof) and at + taken == source.size:
-                raise _DefectError(f"truncated at {source.size:#x}")
+                raise _DefectError(f"truncated at {source.size:#x}", source.size)
             yield piece
         at = _next(source, at + taken - len(member.unused_data))
         if at == source.size:
             return
         if not is_start(kind, bytes(source.view(at, min(source.size - at, 16)))):
-            raise _DefectError(f"what stands at {at:#x} is no further member")
+            raise _DefectError(f"what stands at {at:#x} is no further member", at)
 
 
-def _feed(member: Decompressor, data: bytes) -> bytes:
-    """Unpack a little more.
+def _feed(member: Decompressor, data: bytes, at: int) -> bytes:
+    """Unpack a little more, of data at an offset of the file.
 
     Raises:
         UnsupportedFeatureError: it would take too much memory.
@@ -118,7 +125,7 @@ def _feed(member: Decompressor, data: bytes) -> bytes:
             raise UnsupportedFeatureError(
                 f"{words}: unpack it by hand", format="compressed", feature="dictionary size"
             ) from error
-        raise _DefectError(words) from error
+        raise _DefectError(f"{words}, at {at:#x} or not far behind", at) from error
 
 
 def _next(source: Source, at: int) -> int:

@@ -206,7 +206,8 @@ def _index(source: Source, file: ElfFile, header: layout.DumpcoreHeader, remarks
         names = ", ".join(section.name for section in file.sections if section.name)
         raise CorruptDumpError(
             f"found {names or 'none'}: expected {layout.XEN_PAGES} and one of {layout.XEN_P2M} and {layout.XEN_PFN}",
-            what="sections",
+            offset=file.header.e_shoff,
+            what="section headers",
         )
     index = found[0]
     words = 2 if index.name == layout.XEN_P2M else 1
