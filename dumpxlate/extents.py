@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -209,8 +210,8 @@ def same_place(start: Int64s, count: Int64s, offset: Int64s) -> tuple[Int64s, In
 
 def _sweep(order: list[int], start: Int64s, stop: Int64s) -> tuple[Int64s, Int64s, Int64s]:
     """Walk over runs by frame, the earliest of those open always on top of a heap; gives (run, from, up to)."""
-    begins, ends = start[order].tolist(), dict(zip(order, stop[order].tolist(), strict=True))
-    pieces: list[tuple[int, int, int]] = []
+    begins, ends = start[order].tolist(), stop.tolist()
+    pieces = array("q")  # a tuple for each would take seven times as much
     open_runs: list[int] = []
     at = 0
     for until, run in zip([*begins, None], [*order, None], strict=True):
@@ -220,10 +221,10 @@ def _sweep(order: list[int], start: Int64s, stop: Int64s) -> tuple[Int64s, Int64
                 heapq.heappop(open_runs)
                 continue
             end = ends[top] if until is None else min(ends[top], until)
-            pieces.append((top, at, end))
+            pieces.extend((top, at, end))
             at = end
         if run is not None and until is not None:
             at = until
             heapq.heappush(open_runs, run)
-    columns = np.array(pieces, np.int64).reshape(-1, 3)
+    columns = np.frombuffer(pieces, np.int64).reshape(-1, 3)
     return columns[:, 0], columns[:, 1], columns[:, 2]

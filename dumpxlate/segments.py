@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.errors import UnsupportedFeatureError
+from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.extents import Extents, first_wins, merge, same_place
 from dumpxlate.io.joined import TailedSource
 
@@ -23,6 +23,12 @@ __all__ = ["SegmentIndex", "index_segments"]
 
 _PIECES_LIMIT = 256 << 20
 """Bytes of pages in pieces that are assembled at most, from a header however hostile: 65,536 pages of 4 KiB."""
+
+_PIECES_EACH = 4
+"""Pieces of such a page, on average."""
+
+_SHARED_LIMIT = 1 << 30
+"""Bytes of memory that ranges may make by sharing the file's; no producer is known to let them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +73,14 @@ def index_segments(source: Source, start: Int64s, length: Int64s, offset: Int64s
 
     Raises:
         UnsupportedFeatureError: more pages lie in pieces than any real dump has.
+        CorruptDumpError: ranges share the bytes of the file, and make much more memory than it has room for.
     """
     used = length > 0
     given = start[used], length[used], offset[used]
     # Segments that show the same bytes, each under another virtual address, are no copies of them.
     places = same_place(*given)
     start, length, offset = merge(*first_wins(*(given if _overlap(*places[:2]) else places)))
+    _refuse_shared(source, length, offset)
     stop = start + length
     low, high = -(-start // page_size), stop // page_size
     whole = low < high
@@ -87,6 +95,18 @@ def index_segments(source: Source, start: Int64s, length: Int64s, offset: Int64s
     )
     joined = TailedSource(source, tail) if tail else source
     return SegmentIndex(joined, extents, len(pfn), int(places[1].sum() - length.sum()))
+
+
+def _refuse_shared(source: Source, length: Int64s, offset: Int64s) -> None:
+    """Refuse ranges that make much more memory than the file has bytes."""
+    total = float(length.sum(dtype=np.float64))  # the sum of hostile lengths may exceed 64 bits
+    if total > max(source.size, _SHARED_LIMIT):
+        raise CorruptDumpError(
+            f"ranges make {total:.4g} bytes of memory out of {source.size:,}: the same bytes many times",
+            path=source.name,
+            offset=int(offset.min()),
+            what="ranges of memory",
+        )
 
 
 def _overlap(start: Int64s, length: Int64s) -> bool:
@@ -104,9 +124,10 @@ def _assemble(source: Source, start: Int64s, stop: Int64s, offset: Int64s, page_
     used = low < high
     low, high, at = low[used], high[used], at[used]
     pfn, row = np.unique(low // page_size, return_inverse=True)
-    if len(pfn) * page_size > _PIECES_LIMIT:
+    if len(pfn) * page_size > _PIECES_LIMIT or len(low) > _PIECES_EACH * (_PIECES_LIMIT // page_size):
         raise UnsupportedFeatureError(
-            f"{len(pfn)} pages lie in pieces, at most {_PIECES_LIMIT // page_size} are assembled",
+            f"{len(pfn)} pages lie in {len(low)} pieces: at most {_PIECES_LIMIT // page_size} pages of "
+            f"{_PIECES_EACH} pieces each are assembled",
             feature="unaligned segments",
         )
     body = bytearray(len(pfn) * page_size)

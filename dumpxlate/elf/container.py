@@ -91,7 +91,8 @@ class Segments:
     @property
     def loads(self) -> Segments:
         """The PT_LOAD segments."""
-        return self.where(self.type == PT_LOAD)
+        wanted = self.type == PT_LOAD
+        return self if wanted.all() else self.where(wanted)
 
 
 @dataclass(frozen=True, slots=True)

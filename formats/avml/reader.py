@@ -75,7 +75,13 @@ class ChunkedSource(Closing):
         body, moved = self.gather(np.array([offset], np.int64), np.array([length], np.int32))
         at = int(moved[0])
         if at + length > len(body):
-            raise CorruptDumpError("does not unpack", path=self.name, what="snappy chunk")
+            first = int(np.searchsorted(self._start, offset, side="right")) - 1
+            raise CorruptDumpError(
+                "it, or one soon after it, does not unpack",
+                path=self.name,
+                offset=int(self._at[first]),
+                what="snappy chunk",
+            )
         return body[at : at + length]
 
     def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:

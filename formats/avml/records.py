@@ -6,10 +6,9 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dumpxlate.errors import CorruptDumpError, FormatError, TruncatedDumpError
 from dumpxlate.formats.avml.frames import CHUNK, COMPRESSED, FIRST_SKIPPABLE, IDENTIFIER, RAW, STREAM
+from dumpxlate.io.windowed import WindowedReader
 from dumpxlate.lime import AVML_MAGIC, LIME_MAGIC, RECORD, LimeHeader, check_record
 from dumpxlate.structs import parse
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Blocks", "find_blocks", "is_mixed"]
 
-_WINDOW = 256 << 10
 _HEAD = 4
 _CHECKSUM = 4
 _TRAILER = 8
@@ -58,27 +56,9 @@ class Blocks:
         self.size += length
 
 
-class _Reader:
-    """Short pieces of a source by ascending offset, brought in windows."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._body = memoryview(b"")
-        self._low = self._high = 0
-
-    def read(self, at: int, length: int) -> memoryview:
-        """Give a piece; a shorter one at the end of the source."""
-        if not self._low <= at <= self._high - length:
-            size = np.array([max(min(_WINDOW, self._source.size - at), 0)], np.int32)
-            body, moved = self._source.gather(np.array([at], np.int64), size)
-            self._body = body[int(moved[0]) :][: int(size[0])]
-            self._low, self._high = at, at + len(self._body)
-        return self._body[at - self._low : at - self._low + length]
-
-
 def is_mixed(source: Source) -> bool:
     """Tell whether a file that begins with LiME's records has AVML's behind them."""
-    reader, at = _Reader(source), 0
+    reader, at = WindowedReader(source), 0
     for _ in range(_MIXED_LIMIT):
         try:
             header = parse(LimeHeader, reader.read(at, RECORD), 0, "<")
@@ -98,7 +78,7 @@ def find_blocks(source: Source) -> Blocks:
         FormatError: the first block makes no sense.
     """
     found = Blocks()
-    reader, at = _Reader(source), 0
+    reader, at = WindowedReader(source), 0
     while at < source.size:
         number, before = len(found.ranges) // 3, found.size
         header = None
@@ -122,7 +102,7 @@ def find_blocks(source: Source) -> Blocks:
     return found
 
 
-def _header(reader: _Reader, at: int) -> LimeHeader:
+def _header(reader: WindowedReader, at: int) -> LimeHeader:
     header = parse(LimeHeader, reader.read(at, RECORD), 0, "<", what="block header")
     check_record(header, at)
     if header.reserved and header.magic == AVML_MAGIC:
@@ -142,7 +122,7 @@ def _plain(source: Source, at: int, header: LimeHeader, found: Blocks) -> int:
     return end
 
 
-def _chunks(source: Source, reader: _Reader, at: int, header: LimeHeader, found: Blocks) -> int:
+def _chunks(source: Source, reader: WindowedReader, at: int, header: LimeHeader, found: Blocks) -> int:
     """Take the chunks of a block until they make up its range; gives where they end."""
     left = header.e_addr - header.s_addr + 1
     first = reader.read(at, len(IDENTIFIER))
@@ -180,7 +160,7 @@ def _varint(head: memoryview) -> int:
     return -1
 
 
-def _trailer(reader: _Reader, start: int, at: int, number: int, found: Blocks) -> int:
+def _trailer(reader: WindowedReader, start: int, at: int, number: int, found: Blocks) -> int:
     """Check the length behind the chunks, which padding may still precede; gives where the next block begins."""
     while True:
         body = reader.read(at, _TRAILER)

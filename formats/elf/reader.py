@@ -9,7 +9,7 @@ import numpy as np
 from dumpxlate.arch import by_machine_or_unknown
 from dumpxlate.dump import Dump, Machine
 from dumpxlate.elf.container import ET_CORE, PT_NOTE, ElfFile, Segments, machine_name, read_elf
-from dumpxlate.elf.notes import NT_AUXV, NT_FILE, NT_TASKSTRUCT, parse_notes
+from dumpxlate.elf.notes import MAX_NOTES, NT_AUXV, NT_FILE, NT_TASKSTRUCT, parse_notes
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.guest_notes import (
     blocks_from_notes,
@@ -32,6 +32,9 @@ __all__ = ["open_elf"]
 
 _PAGE = 4096
 _NOTE_LIMIT = 256 << 20
+_MANY = 100
+"""Remarks on notes, after which no further notes are read."""
+
 _INCOMPLETE = 1  # e_flags bit that makedumpfile sets when the target was full (DUMP_ELF_INCOMPLETE)
 
 
@@ -96,11 +99,18 @@ def _notes(source: Source, file: ElfFile) -> tuple[tuple[Note, ...], list[str]]:
     found: list[Note] = []
     remarks: list[str] = []
     wanted = file.segments.where(file.segments.type == PT_NOTE)
+    room = min(_NOTE_LIMIT, source.size)  # segments may share their bytes: they are not read any number of times
     for at, size in zip(wanted.offset.tolist(), wanted.filesz.tolist(), strict=True):
         if not 0 <= at < source.size or size < 0:
             remarks.append(f"a PT_NOTE at {at & (1 << 64) - 1:#x} lies outside the file")
-            continue
-        parsed = parse_notes(source.view(at, min(size, source.size - at, _NOTE_LIMIT)), file.endian)
+            if len(remarks) < _MANY:
+                continue
+        if len(remarks) >= _MANY or not room or len(found) >= MAX_NOTES:
+            remarks.append(f"more PT_NOTE segments, from the one at {at & (1 << 64) - 1:#x} on, are left out")
+            break
+        size = min(size, source.size - at, room)
+        room -= size
+        parsed = parse_notes(source.view(at, size), file.endian, limit=MAX_NOTES - len(found))
         found += parsed.notes
         if parsed.complaint:
             remarks.append(f"notes at {at:#x}: {parsed.complaint}")

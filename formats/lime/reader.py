@@ -10,6 +10,7 @@ import numpy as np
 from dumpxlate.bare import ASSUMED, assumed_machine
 from dumpxlate.dump import Dump
 from dumpxlate.errors import FormatError
+from dumpxlate.io.windowed import WindowedReader
 from dumpxlate.lime import RECORD, LimeHeader, check_record
 from dumpxlate.pageset import pages_between
 from dumpxlate.segments import index_segments
@@ -56,10 +57,10 @@ def _ranges(source: Source) -> tuple[array[int], tuple[int, int], list[str]]:
     from memory that holds one: the walk ends there.
     """
     found = array("q")
-    at = 0
+    reader, at = WindowedReader(source), 0
     while at < source.size:
         try:
-            header = parse(LimeHeader, source.view(at, min(RECORD, source.size - at)), 0, "<", what="range header")
+            header = parse(LimeHeader, reader.read(at, RECORD), 0, "<", what="range header")
             check_record(header, at)
         except FormatError as error:
             if not found:

@@ -35,7 +35,9 @@ __all__ = ["SUFFIX", "RawMap", "find_map", "pack_map"]
 
 SUFFIX = ".dxmap"
 _SCHEMA = "dumpxlate.rawmap/1"
-_LONGEST = 1 << 30
+_LONGEST = 32 << 20
+"""Bytes of a map that are read: a million ranges, which take ten times as much as Python's objects."""
+
 _PACKED_SUFFIXES = (".gz", ".xz", ".zst", ".bz2")
 _ORDERS: dict[str, Endian] = {"little": "<", "big": ">"}
 
@@ -100,13 +102,21 @@ def find_map(name: str, size: int) -> RawMap | None:
     for image in (name, *(name.removesuffix(suffix) for suffix in _PACKED_SUFFIXES if name.endswith(suffix))):
         path = Path(image + SUFFIX)
         try:
-            if path.is_file() and path.stat().st_size <= _LONGEST:
-                return _parse(path.read_bytes(), size)
+            if path.is_file():
+                return _parse(_text(path), size)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CorruptDumpError(f"{path.name} beside it is no {_SCHEMA}: {error}") from error
         except CorruptDumpError as error:
             raise CorruptDumpError(f"{path.name} beside it: {error}") from None
     return None
+
+
+def _text(path: Path) -> bytes:
+    with path.open("rb") as file:
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise CorruptDumpError(f"has more than {_LONGEST:,} bytes")
+    return text
 
 
 def _parse(text: bytes, size: int) -> RawMap:

@@ -151,9 +151,9 @@ def test_a_hostile_table_does_not_allocate(monkeypatch: pytest.MonkeyPatch) -> N
     """The limit is one of bytes: the same number of 64 KiB pages takes 16 times as much."""
     monkeypatch.setattr(segments, "_PIECES_LIMIT", 10 * PAGE)
     assert index([(PAGE * at, 1, 0) for at in range(10)]).pieces == 10
-    with pytest.raises(UnsupportedFeatureError, match="11 pages lie in pieces, at most 10"):
+    with pytest.raises(UnsupportedFeatureError, match="11 pages lie in 11 pieces: at most 10"):
         index([(PAGE * at, 1, 0) for at in range(11)])
-    with pytest.raises(UnsupportedFeatureError, match="6 pages lie in pieces, at most 5"):
+    with pytest.raises(UnsupportedFeatureError, match="6 pages lie in 6 pieces: at most 5"):
         index([(2 * PAGE * at, 1, 0) for at in range(6)], page_size=2 * PAGE)
 
 

@@ -31,7 +31,7 @@ SECONDS = 10
 RESIDENT = 512 << 20
 """Bytes that the process may have resident at any moment, its libraries included."""
 
-ALLOCATED = 3 << 30
+ALLOCATED = 8 << 30
 """Bytes of private memory, touched or not; what asks for more gets a MemoryError, which is a finding."""
 
 
