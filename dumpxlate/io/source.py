@@ -9,19 +9,18 @@ in pieces, so that memory does not grow with the dump.
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import shutil
 import stat
 import tempfile
-from array import array
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 import numpy as np
 
 from dumpxlate.errors import TruncatedDumpError, UnknownFormatError, UnsupportedFeatureError
 from dumpxlate.io.aio import WORTHWHILE, read_many
+from dumpxlate.io.holes import runs_of_data
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,7 +47,6 @@ _LARGEST = 4 << 30
 
 _RELEASE_EVERY = 64
 """Batches between two times that a mapping's resident pages are given back to the kernel."""
-_MOST_EDGES = 1 << 20
 _RELEASE_VIEWED = 64 << 20
 """Bytes viewed between two such times."""
 
@@ -152,36 +150,6 @@ def ranges_inside(size: int, offset: Int64s, length: Int32s) -> Bools:
     return found
 
 
-def _runs_of_data(fd: int, size: int, at: int = 0) -> tuple[Int64s, Int64s]:
-    """Ask the file system for the parts of a sparse file that are no holes; all of it where it cannot tell.
-
-    Behind so many holes as would take seconds to list, the rest counts as data.
-
-    Args:
-        fd: the file.
-        size: where to end.
-        at: where to begin.
-    """
-    found = os.fstat(fd)
-    if found.st_blocks * 512 >= found.st_size:
-        return np.zeros(1, np.int64), np.array([size], np.int64)
-    edges = array("q")
-    while at < size:
-        if len(edges) >= _MOST_EDGES:
-            edges.extend((at, size))
-            break
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-            at = os.lseek(fd, start, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data from here on
-                break
-            return np.zeros(1, np.int64), np.array([size], np.int64)
-        edges.extend((min(start, size), min(at, size)))
-    columns = np.frombuffer(edges, np.int64)
-    return columns[::2], columns[1::2] - columns[::2]
-
-
 class BytesSource(Closing):
     """Bytes in memory, for tests and for headers that another source unwrapped."""
 
@@ -235,13 +203,18 @@ class PreadFile(Closing):
                 feature="table size",
             )
         body = np.zeros(length, np.uint8).data
-        start, size = _runs_of_data(self._fd, offset + length, offset)
+        start, size = runs_of_data(self._fd, offset + length, offset)
         for low, high in zip(np.maximum(start, offset).tolist(), (start + size).tolist(), strict=True):
             self._fill(body[low - offset : high - offset], low)
-        end = os.lseek(self._fd, 0, os.SEEK_END)
-        if end < offset + length:  # what was cut off meanwhile looks like a hole
-            raise TruncatedDumpError("range", path=self.name, offset=offset, wanted=length, available=end - offset)
+        self._require_end(offset, length)
         return body.toreadonly()
+
+    def _require_end(self, offset: int, length: int) -> None:
+        """Check that the file still reaches so far: what was cut off meanwhile looks like a hole."""
+        found = os.fstat(self._fd)
+        end = found.st_size if stat.S_ISREG(found.st_mode) else self.size
+        if end < offset + length:
+            raise TruncatedDumpError("range", path=self.name, offset=offset, wanted=length, available=end - offset)
 
     def read(self, offset: int, length: int) -> bytes:
         """Read a range."""
@@ -262,8 +235,14 @@ class PreadFile(Closing):
         return body.toreadonly(), moved
 
     def data_runs(self) -> tuple[Int64s, Int64s]:
-        """Give the parts of the file that are no holes."""
-        return _runs_of_data(self._fd, self.size)
+        """Give the parts of the file that are no holes.
+
+        Raises:
+            TruncatedDumpError: the file has become shorter: what was cut off would look like a hole.
+        """
+        found = runs_of_data(self._fd, self.size)
+        self._require_end(0, self.size)
+        return found
 
     def _read(self, start: Int64s, length: Int64s, buffer: UInt8s, at: Int64s) -> None:
         """Read ranges into their places in a buffer."""

@@ -14,8 +14,8 @@ from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFe
 from dumpxlate.extents import ExtentsBuilder
 from dumpxlate.formats.xendump import layout
 from dumpxlate.formats.xendump.layout import PAGE_SIZE, XcCoreHeader
-from dumpxlate.stores import DeferredStore, IndexedStore
 from dumpxlate.pageset import PageRuns
+from dumpxlate.stores import DeferredStore, IndexedStore
 from dumpxlate.structs import parse
 from dumpxlate.xen import context_width, xen_cpus, xen_machine
 

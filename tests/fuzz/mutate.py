@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import zstandard
 
-from tests.builders import flattened
+from tests.builders import flattened, qemu_stream
 from tests.fuzz.bases import Base, base, bases
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ _WRAPPERS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lambda data: lzma.compress(data, preset=0),
     "zstd": lambda data: zstandard.compress(data, 1),
     "bzip2": lambda data: bz2.compress(data, 1),
+    "libvirt": qemu_stream.libvirt,
     "flattened": lambda data: flattened.wrap(data, sizes=(4096, 100, 20000)),
 }
 _STEPS: dict[str, Callable[..., bytes]] = {
@@ -229,7 +230,7 @@ class _Chooser:
 
 
 _MANY = (1, 1, 1, 2, 2, 3, 4, 6, 12)
-_CONTAINERS = ("gzip", "xz", "zstd", "bzip2", "flattened", "flattened")
+_CONTAINERS = ("gzip", "xz", "zstd", "bzip2", "libvirt", "flattened", "flattened")
 
 
 def choose(seed: str, names: Sequence[str], look: Callable[[Base], Places]) -> Recipe:
@@ -246,7 +247,7 @@ def choose(seed: str, names: Sequence[str], look: Callable[[Base], Places]) -> R
     alike = [name for name in names if known[name].weight >= 0.5] or list(names)
     chooser = _Chooser(rng, base(chosen.name), look(chosen), alike)
     steps = [chooser.step() for _ in range(rng.choice(_MANY))]
-    if chosen.format not in ("p2m", "rawmap", "compressed") and rng.random() < 0.15 and chosen.weight >= 0.5:
+    if chosen.format not in ("p2m", "rawmap", "compressed", "libvirt") and rng.random() < 0.15 and chosen.weight >= 0.5:
         steps.append(["wrap", rng.choice(_CONTAINERS)])
         if rng.random() < 0.7:
             outer = apply(Recipe(chosen.name, tuple(steps)))

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "examine", "places"]
 
+_CONTAINERS = ("compressed", "libvirt", "flattened")
 TARGETS = ("raw", "elf", "kdump", "lime", "avml", "xendump", "xen_core")
 _SMALL = 8 << 20
 _LARGEST = 8 << 30
@@ -135,7 +136,7 @@ def _examine_dump(given: Base, data: bytes, path: Path) -> str:
         dump = dumpxlate.open(path)
     except errors.UnknownFormatError:
         # Its own reader is asked too, as with --from.
-        if given.format == "compressed":
+        if given.format in _CONTAINERS:
             raise
         dump = dumpxlate.open(path, format=given.format)
     with dump:
@@ -253,7 +254,7 @@ def places(given: Base) -> Places:
     if given.name not in _PLACES:
         data = base(given.name)
         source = _Traced(data)
-        if given.format not in _EXAMINERS and given.format != "compressed":
+        if given.format not in _EXAMINERS and given.format not in _CONTAINERS:
             with open_from([source], "raw" if given.format == "raw" else None) as dump:
                 first = dump.pages.ram.select(0, 1)
                 state = dump.pages.locate(first).state
