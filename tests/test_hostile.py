@@ -90,6 +90,12 @@ def test_no_command_prints_what_a_terminal_would_act_on(
         assert not re.search(r"\\u00(?:[01]|7f|[89])|[\x00-\x09\x0b-\x1f]", report.read_text())
 
 
+def test_a_guest_cannot_add_lines_to_a_table(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(kdump.build(GUEST, utsname=UTSNAME | {"nodename": b"host\nDamage\n  none"}))
+    assert "host\\nDamage\\n  none" in cli("info", path).stdout
+
+
 def test_errors_are_printable(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "x\x1b[31m\x9b"
     path.write_bytes(b"\x1b[2J\x1b[31m" * 10)

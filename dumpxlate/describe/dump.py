@@ -47,8 +47,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+_XML = "domain_xml"
+
+
 def _printable_lines(text: str) -> str:
-    """Escape all but the ends of lines: libvirt's XML has many."""
+    """Escape all but the ends of lines, for libvirt's XML; any other text with lines could look like one of ours."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -81,7 +84,8 @@ def describe_dump(dump: Dump) -> dict[str, Any]:
         "blocks": [{"name": printable(name), "bytes": len(block)} for name, block in dump.blocks.items()],
         "xen_host": _xen_host(dump),
         "attributes": {
-            key: _printable_lines(value) if isinstance(value, str) else value for key, value in dump.attributes.items()
+            key: (_printable_lines if key == _XML else printable)(value) if isinstance(value, str) else value
+            for key, value in dump.attributes.items()
         },
         "remarks": [printable(remark) for remark in dump.remarks],
         "damage": [printable(damage) for damage in dump.damage],

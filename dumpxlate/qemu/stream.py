@@ -114,7 +114,7 @@ def read_stream(source: Source) -> Stream:
         reader.close()
     stream = reader.stream
     if stream.table is None:
-        raise CorruptDumpError("no RAM section", what="QEMU stream")
+        raise CorruptDumpError("ends without a RAM section", offset=source.size, what="QEMU stream")
     if not reader.ram_ended and not stream.damage:
         stream.damage.append("the stream ends before its RAM does: pages are missing")
     return stream

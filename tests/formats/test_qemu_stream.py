@@ -463,7 +463,7 @@ TABLE = block_table(RAM)
     [
         (stream(ram(TABLE), version=2), "version 2: version 3 is known"),
         (stream(ram(TABLE, version=3)), "RAM section of version 3"),
-        (stream(b""), "no RAM section"),
+        (stream(b""), "without a RAM section"),
         (stream(ram(block_table(RAM, total=0x1000))), "leaves the 0x1000 bytes"),
         (stream(ram(block_table({"a": 0x1000}) + b"")).replace(b"\x01a", b"\x01\xff"), "expected a block's name"),
         (stream(ram(build.word(4))), "expected the size of all blocks"),

@@ -222,7 +222,7 @@ def _plain(value: Any) -> None:
     elif isinstance(value, dict):
         for key, each in value.items():
             _plain(key)
-            _plain(each)
+            _plain(each.replace("\n", "") if key == "domain_xml" else each)  # the one text with lines of its own
     elif isinstance(value, list | tuple):
         for each in value:
             _plain(each)
