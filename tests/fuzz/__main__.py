@@ -6,6 +6,7 @@ import argparse
 import json
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -172,6 +173,7 @@ def main() -> None:
     if not names:
         parser.error(f"--only: there are {', '.join(sorted({each.format for each in bases().values()}))}")
     run = Run(args.first, args.inputs, args.seconds)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     memory = Path("/dev/shm")
     top = Path(tempfile.mkdtemp(prefix="dumpxlate-fuzz-", dir=memory if memory.is_dir() else None))
     workers = []
