@@ -15,7 +15,7 @@ _SIZE = 16 << 20
 
 
 class SlidingWindow:
-    """Views of a source, some MiB at a time; a mapped file gives back what is behind, so that memory does not grow.
+    """Views of a source, some MiB at a time; what is behind is given back, so that memory does not grow.
 
     Args:
         source: the file; it stays open.
