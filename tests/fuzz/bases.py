@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import tests.test_matrix as matrix
-from tests.builders import elf_cores, kdump, lime, p2m, qemu_stream, xen_stream
+from tests.builders import elf_cores, kdump, lime, p2m, qemu_stream, xen_host, xen_stream
 from tests.builders.guest import Guest, small_guest
 from tests.conftest import SAMPLES
 
@@ -63,10 +63,19 @@ def _further() -> list[Base]:
     options = {"version1": {"version": 1}, "diskdump": {"signature": b"DISKDUMP"}, "raw": {"codec": "raw"}}
     found += [Base(f"kdump-{name}", "kdump", partial(kdump.build, NEAR, **how)) for name, how in options.items()]
     found.append(Base("lime-zlib", "compressed", partial(lime.build, NEAR, compressed=True)))
+    found.append(Base("xen_host", "xen_host", _host, weight=0.5))
     found.append(Base("libvirt", "libvirt", lambda: qemu_stream.libvirt(qemu_stream.save(NEAR))))
     found.append(Base("qcow2", "qemu_stream", lambda: qemu_stream.qcow2({"s": qemu_stream.save(NEAR)}, disk=1 << 20)))
     found.append(Base("xen_stream-libxc", "xen_stream", partial(xen_stream.libxc, NEAR)))
     return found
+
+
+def _host() -> bytes:
+    """A host with a PV and a hardware guest."""
+    dom0 = xen_host.Guest(0, {pfn: 1024 + pfn for pfn in range(24)})
+    pvh = xen_host.Guest(9, {pfn: 1200 + pfn for pfn in range(8)}, bytes(range(16)), "pvh")
+    host = xen_host.Host([dom0, pvh])
+    return host.build(host.crash_notes())
 
 
 def _maps() -> list[Base]:

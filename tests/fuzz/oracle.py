@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "examine", "places"]
 
 _CONTAINERS = ("compressed", "libvirt", "flattened")
+_HOST = "xen_host"
+"""Bases that are the memory of a Xen host, in ELF."""
 TARGETS = ("raw", "elf", "kdump", "lime", "avml", "xendump", "xen_core")
 _SMALL = 8 << 20
 _LARGEST = 8 << 30
@@ -138,12 +140,14 @@ def _examine_dump(given: Base, data: bytes, path: Path) -> str:
         # Its own reader is asked too, as with --from.
         if given.format in _CONTAINERS:
             raise
-        dump = dumpxlate.open(path, format=given.format)
+        dump = dumpxlate.open(path, format="elf" if given.format == _HOST else given.format)
     with dump:
         if dump.frames is not None and given.mfns and choice[0] & 3:
             pfn, mfn = (np.array(list(side), np.int64) for side in (given.mfns, given.mfns.values()))
             dump = dump.with_p2m(P2M.from_pairs(pfn, mfn))
         _use(dump, path, TARGETS[choice[1] % len(TARGETS)])
+        if given.format == _HOST:
+            _look_into_host(dump)
     return "opened"
 
 
@@ -166,6 +170,7 @@ def _use(dump: Dump, path: Path, target: str) -> None:
         find(dump, threads=0)
     _read_some(dump)
     _translate_some(dump)
+    _look_further(dump)
     if dump.pages.stored.count * dump.pages.page_size <= _LARGEST:
         _convert(dump, path.with_name("output"), target, found)
 
@@ -187,6 +192,25 @@ def _translate_some(dump: Dump) -> None:
             _plain(describe_translation(dump, address))
         except (errors.TranslationError, errors.PageUnavailableError, errors.UnsupportedFeatureError, errors.MapError):
             continue
+
+
+def _look_further(dump: Dump) -> None:
+    """Search for maps, rewrite page tables, list domains, where the dump is of a kind that has them."""
+    refused = (errors.MapError, errors.UnsupportedFeatureError)
+    if dump.frames is not None and dump.machine.paravirtual:
+        with contextlib.suppress(*refused):
+            dump.find_p2m()
+    if dump.machine.paravirtual and dump.p2m is not None:
+        with contextlib.suppress(*refused):
+            check(dump.canonical(threads=0), threads=0)
+
+
+def _look_into_host(dump: Dump) -> None:
+    """Take domains out of a host's memory."""
+    with contextlib.suppress(errors.UnsupportedFeatureError):
+        for domain in dump.domains()[:3]:
+            with contextlib.suppress(errors.MapError, errors.UnsupportedFeatureError, errors.CorruptDumpError):
+                check(dump.domain(domain.number), threads=0)
 
 
 def _convert(dump: Dump, out: Path, target: str, found: CheckReport) -> None:
