@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dumpxlate.arrays import expand
 from dumpxlate.pages import PageBatch, PageState, PageTable, lost_pages
-from dumpxlate.pageset import EMPTY, PageSet, difference, intersection, union
+from dumpxlate.pageset import EMPTY, PageRuns, PageSet, difference, intersection, union
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,8 @@ __all__ = ["MISS_LIMIT", "DeferredStore", "IndexedStore", "MapFit", "RemappedSto
 
 MISS_LIMIT = 0.01
 """Share of a map's pages that a dump may lack (and of a dump's pages that the map may lack) before it does not fit."""
+
+_FAR = 1 << 62
 
 
 class IndexedStore:
@@ -101,6 +104,21 @@ class IndexedStore:
         begins = np.append(start, np.int64(self._source.size))[run]
         found: Bools = (offset >= 0) & (offset + self.page_size <= begins)
         return found
+
+    def outside_holes(self) -> PageRuns:
+        """Give the pages that have bytes in the file, but for those that lie in holes of it."""
+        if not self._has_holes:
+            return self.extents.pages()
+        extents, size = self.extents, self.page_size
+        # What leaves the file is no hole, but bad.
+        start, end = (np.append(edges, far) for edges, far in zip(self._data, (self._source.size, _FAR), strict=True))
+        begin, stop = extents.offset, extents.offset + extents.count * size
+        first = np.searchsorted(end, begin, side="right")
+        count = np.maximum(np.searchsorted(start, stop, side="left") - first, 0)
+        run, which = expand(first, count), np.repeat(np.arange(len(begin)), count)
+        low = (np.maximum(start[run], begin[which]) - begin[which]) // size
+        high = -((begin[which] - np.minimum(end[run], stop[which])) // size)
+        return PageRuns.from_runs(extents.start[which] + low, high - low)
 
     def place(self, table: PageTable) -> Int64s:
         """Say where in the file the bytes of located pages are."""
@@ -264,6 +282,9 @@ class RemappedStore:
 
 
 def with_bytes(store: PageStore) -> PageSet:
-    """Give the stored pages that have bytes in the file, where the index tells; of the others each may be zero."""
+    """Give the stored pages that have bytes in the file, and no hole of it, as far as the index tells.
+
+    The other stored pages are zero.
+    """
     inner = store.loaded if isinstance(store, DeferredStore) else store
-    return inner.extents.pages() if isinstance(inner, IndexedStore) else inner.stored
+    return inner.outside_holes() if isinstance(inner, IndexedStore) else inner.stored

@@ -18,7 +18,7 @@ from dumpxlate.io.source import BytesSource, open_source
 from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import CodecId, PageState, PageTable, batches, windows
 from dumpxlate.pageset import EMPTY, PageRuns
-from dumpxlate.stores import DeferredStore, IndexedStore, MapFit, RemappedStore
+from dumpxlate.stores import DeferredStore, IndexedStore, MapFit, RemappedStore, with_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -332,6 +332,18 @@ def test_pages_beyond_the_end_of_the_file_are_bad_not_zero() -> None:
         assert states.tolist() == [PageState.STORED, PageState.BAD, PageState.BAD, PageState.BAD]
         assert out[0].tobytes() == FILE[:PAGE]
         assert not out[1:].any()
+        assert with_bytes(store).count == 4
+
+
+def test_pages_that_leave_a_sparse_file_are_no_holes(tmp_path: Path) -> None:
+    path, block = tmp_path / "sparse", 1 << 16
+    with path.open("wb") as file:
+        file.truncate(10 * block)
+        file.seek(3 * block)
+        file.write(b"x")
+    with open_source(path) as source:
+        extents = Extents(ints([0, 20, 40]), ints([10, 2, 1]), ints([0, 9 * block, 1 << 60]))
+        assert with_bytes(IndexedStore(source, block, extents)).select(0, 99).tolist() == [3, 21, 40]
 
 
 def test_pages_in_holes_of_the_file_are_zero_without_being_read(tmp_path: Path) -> None:
@@ -352,6 +364,7 @@ def test_pages_in_holes_of_the_file_are_zero_without_being_read(tmp_path: Path) 
             store = IndexedStore(source, block, extents)
             batch = store.fetch(store.locate(ints(pages)))
             assert set(batch.table.pfn[batch.table.state == PageState.ZERO].tolist()) == zero
+            assert set(with_bytes(store).select(0, 99).tolist()) == set(pages) - zero
             stored = batch.table.stored()
             found = [bytes(batch.body[at : at + block]) for at in stored.offset.tolist()]
             whole = path.read_bytes()

@@ -378,6 +378,17 @@ def test_a_file_that_shrinks_between_two_questions(tmp_path: Path, monkeypatch: 
         assert len(start) == len(length)
 
 
+def test_a_tail_is_data_behind_the_holes_of_its_file(tmp_path: Path) -> None:
+    path, block = tmp_path / "data", 1 << 20
+    for head, end, expected in ((b"x", 4, [(0, 1), (4, 1)]), (b"", 4, [(4, 1)]), (b"x", 1, [(0, 2)])):
+        with path.open("wb") as file:
+            file.write(head * block)
+            file.truncate(end * block)
+        with TailedSource(open_source(path), bytes(block)) as source:
+            start, length = source.data_runs()
+            assert list(zip((start // block).tolist(), (length // block).tolist(), strict=True)) == expected
+
+
 @pytest.mark.parametrize("kind", [plain, tailed, joined])
 def test_other_sources_know_of_no_holes(tmp_path: Path, kind: Callable[[Path], Source]) -> None:
     path = tmp_path / "data"
