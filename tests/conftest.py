@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,13 @@ def sample(unpacked: Callable[[Path], Path]) -> Callable[[str], Path]:
 def _same_package_in_children() -> None:
     """Let child processes import the dumpxlate that is tested, installed or not."""
     os.environ["PYTHONPATH"] = str(Path(dumpxlate.__file__).resolve().parent.parent)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_end_children() -> None:
+    """Let signals end child processes as in a terminal; what runs in the background ignores them, as its children do."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -276,7 +276,7 @@ class TestCommands:
     def test_file_that_is_called_like_a_method(self, cli: Cli, sample: Callable[[str], Path], tmp_path: Path) -> None:
         (tmp_path / "dump").write_bytes(b"no map")
         done = cli("convert", sample("xendump/t1.old8"), "--p2m", "dump", "-o", "vmcore")
-        assert "dump: not a p2m map" in done.stderr or "dump: not a line" in done.stderr
+        assert done.stderr == "dumpxlate: dump: no line of it names a pfn and an mfn\n"
 
     def test_damage_is_told_before_anything_is_searched(self, cli: Cli, tmp_path: Path) -> None:
         (tmp_path / "old").write_bytes(xendump.build(small_guest(), truncate=-9000))
