@@ -58,7 +58,7 @@ def _same_package_in_children() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_end_children() -> None:
-    """Let signals end child processes as in a terminal; what runs in the background ignores them, as its children do."""
+    """Let signals end child processes as in a terminal; what runs in the background ignores them, and so would they."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

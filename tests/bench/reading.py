@@ -155,7 +155,7 @@ def random_pages(folder: Path, size: int, *, format: str) -> Prepared:
 
 
 def info(folder: Path, size: int) -> Prepared:
-    """The start of the program, on a dump of one page."""
+    """The start of the program, on a small dump."""
     del size
-    source = guests.write_elf(folder, 1 << 20)
+    source = guests.write_elf(folder, 64 << 20)
     return Prepared((*US, "info", str(source)), {"numpy": python("import numpy")}, lambda said: None)
