@@ -5,6 +5,8 @@ The codec libraries release the interpreter lock, so threads suffice and nothing
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +34,12 @@ def _keep_buffers() -> None:
     glibc maps a large block anew, to be faulted in page by page, until it has seen a larger one freed; then it takes
     blocks from its heap, and gives less of that back (mallopt(3), M_MMAP_THRESHOLD). Measured when comparing two raw
     images: 0.44 s a GiB instead of 1.45 s. Elsewhere this does nothing: the block is never touched.
+
+    What indexes and maps took while they were made is given back before (malloc_trim(3)): half a million scattered
+    pages leave 57 MiB behind.
     """
+    with contextlib.suppress(AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
     bytes(_LARGEST_BLOCK)
 
 
