@@ -173,10 +173,11 @@ def main() -> None:
     if not names:
         parser.error(f"--only: there are {', '.join(sorted({each.format for each in bases().values()}))}")
     run = Run(args.first, args.inputs, args.seconds)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     memory = Path("/dev/shm")
     top = Path(tempfile.mkdtemp(prefix="dumpxlate-fuzz-", dir=memory if memory.is_dir() else None))
-    workers = []
+    workers: list[Worker] = []
+    stopped = False
     try:
         for number in range(args.workers):
             folder = top / str(number)
@@ -184,6 +185,9 @@ def main() -> None:
             command = [sys.executable, "-m", "tests.fuzz.worker", str(folder), args.seed, ",".join(names)]
             workers.append(Worker(folder, command))
         drive(run, workers)
+    except KeyboardInterrupt:
+        stopped = True
+        print("stopped early: the table is of what was done", file=sys.stderr)
     finally:
         for worker in workers:
             if hasattr(worker, "child"):
@@ -196,7 +200,7 @@ def main() -> None:
         args.json.write_text(text)
     else:
         sys.stdout.write(text)
-    sys.exit(1 if run.findings else 0)
+    sys.exit(1 if run.findings or stopped else 0)
 
 
 if __name__ == "__main__":
