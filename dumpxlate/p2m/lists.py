@@ -101,8 +101,7 @@ def frame_list_leaves(memory: PhysicalMemory, top_mfn: int, max_pfn: int, word_b
     """
     per = entries_per_page(word_bits)
     check_size(max_pfn, min(MAX_PFNS, per**3))
-    top = np.array([top_mfn], np.int64)
-    _refuse_beyond(top, "list of frame lists")
+    top = _top_list(top_mfn)
     middle = _follow(memory, top, -(-max_pfn // per**2), word_bits, "list of frame lists")
     leaves = _follow(memory, middle, -(-max_pfn // per), word_bits, "frame list")
     _refuse_shared(top, np.concatenate((middle, leaves)), "list of frame lists")
@@ -119,13 +118,19 @@ def frame_lists_reach(memory: PhysicalMemory, top_mfn: int, word_bits: WordBits)
         MapError: there is no such list.
     """
     per = entries_per_page(word_bits)
-    top = np.array([top_mfn], np.int64)
-    _refuse_beyond(top, "list of frame lists")
+    top = _top_list(top_mfn)
     middle = _leading(_follow(memory, top, per, word_bits, "list of frame lists"))
     if not len(middle):
         raise MapError(f"list of frame lists at machine frame {top_mfn:#x}: empty")
     last = _leading(_follow(memory, middle[-1:], per, word_bits, "frame list"))
     return min((len(middle) - 1) * per**2 + len(last) * per, MAX_PFNS)
+
+
+def _top_list(mfn: int) -> Int64s:
+    """Take the frame of the list of lists, of which a note may claim anything."""
+    top = np.array([min(mfn, np.iinfo(np.int64).max)], np.int64)
+    _refuse_beyond(top, "list of frame lists")
+    return top
 
 
 def _leading(frames: Int64s) -> Int64s:
