@@ -162,6 +162,13 @@ class TestRefused:
         with pytest.raises(MapError, match="expected 1 to"):
             lists.read_linear_list(memory, made.cr3, 0xFFFFC90000000000, 1 << 50, 64)
 
+    @pytest.mark.parametrize("mfn", [-1, 1 << 40, 1 << 63, (1 << 64) - 1])
+    def test_no_frame_at_all(self, mfn: int) -> None:
+        with pytest.raises(MapError, match="no machine frame"):
+            lists.read_frame_lists(machine_memory(guest()), mfn, 0x3200, 64)
+        with pytest.raises(MapError, match="no machine frame"):
+            lists.frame_lists_reach(machine_memory(guest()), mfn, 64)
+
     def test_pages_of_anything(self) -> None:
         """Memory that is not a list at all, everywhere in the guest."""
         plain = guest().but(pages={pfn: page(pfn, kind="noise") for pfn in guest().ram})
