@@ -127,10 +127,10 @@ def frame_lists_reach(memory: PhysicalMemory, top_mfn: int, word_bits: WordBits)
 
 
 def _top_list(mfn: int) -> Int64s:
-    """Take the frame of the list of lists, of which a note may claim anything."""
-    top = np.array([min(mfn, np.iinfo(np.int64).max)], np.int64)
-    _refuse_beyond(top, "list of frame lists")
-    return top
+    """Take the frame of the list of frame lists: a guest's word, or a note's, which may be any number."""
+    if not 0 <= mfn < MAX_FRAME:
+        raise MapError(f"list of frame lists: entry 0 is {mfn & (1 << 64) - 1:#x}, no machine frame")
+    return np.array([mfn], np.int64)
 
 
 def _leading(frames: Int64s) -> Int64s:
