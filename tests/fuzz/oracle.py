@@ -206,11 +206,11 @@ def _look_further(dump: Dump) -> None:
 
 
 def _look_into_host(dump: Dump) -> None:
-    """Take domains out of a host's memory."""
+    """Take domains out of a host's memory; Xen's table of frames is as long as the memory that the file claims."""
+    if dump.pages.ram.stop * dump.pages.page_size > _LARGEST:
+        return
     with contextlib.suppress(errors.UnsupportedFeatureError):
-        if dump.pages.ram.stop * dump.pages.page_size > 8 << 30:
-        return  # Xen's table of frames is as long as the memory that a file claims
-    for domain in dump.domains()[:3]:
+        for domain in dump.domains()[:3]:
             with contextlib.suppress(errors.MapError, errors.UnsupportedFeatureError, errors.CorruptDumpError):
                 check(dump.domain(domain.number), threads=0)
 
