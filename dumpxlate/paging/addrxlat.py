@@ -22,7 +22,7 @@ from dumpxlate.paging.tree import walk_tree
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dumpxlate.arrays import Int64s, UInt8s, UInt64s
+    from dumpxlate.arrays import Bools, Int64s, UInt8s, UInt64s
     from dumpxlate.memory import PhysicalMemory
     from dumpxlate.p2m.map import P2M
     from dumpxlate.paging.format import Level, Paging
@@ -182,6 +182,24 @@ class PageWalk:
             result[rows[page]] = target[page]
             rows, table = rows[down], target[down]
         return result
+
+    def reaches(self, address: Int64s, span: int) -> Bools:
+        """Tell for which addresses there is an entry at every level whose entries span at least so many bytes.
+
+        Where there is none, nothing is mapped in the whole of the aligned span, which need not be looked at by page.
+        """
+        address = as_addresses(address)
+        found = self.mode.accepts(address)
+        rows = np.flatnonzero(found)
+        table = np.full(len(rows), self.root, np.int64)
+        for level in self.mode.levels:
+            if 1 << level.shift < span:
+                break
+            _, _, kind, target = self._look(level, table, address[rows])
+            down = kind == Entry.TABLE
+            found[rows[~down & (kind != Entry.PAGE)]] = False
+            rows, table = rows[down], target[down]
+        return found
 
     def trace(self, address: int) -> Trace:
         """Translate one address and tell how."""

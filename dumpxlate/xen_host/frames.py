@@ -23,7 +23,7 @@ import numpy as np
 
 from dumpxlate.paging.addrxlat import signed
 from dumpxlate.xen import MAX_FRAME, PAGE_SIZE
-from dumpxlate.xen_host.hypervisor import FRAME_TABLE, M2P
+from dumpxlate.xen_host.hypervisor import DIRECT_MAP, FRAME_TABLE, M2P
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +110,8 @@ class Frames:
 
     def _all(self) -> Iterator[tuple[Int64s, Int64s, Int64s]]:
         """Read the frame table: frames, owners, kinds, a quarter of a million at a time."""
-        for page, words in self.hypervisor.table(FRAME_TABLE, self.count * _INFO_BYTES):
+        length = min(self.count * _INFO_BYTES, DIRECT_MAP - FRAME_TABLE)
+        for page, words in self.hypervisor.table(FRAME_TABLE, length):
             mfn = (page[:, None] * _IN_PAGE + np.arange(_IN_PAGE)).reshape(-1)
             rows = words.reshape(-1, _INFO_BYTES // 8)
             owner, kind = _read(rows[:, _COUNT], rows[:, _OWNER])

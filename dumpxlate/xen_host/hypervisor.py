@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s, UInt64s
     from dumpxlate.dump import Dump
     from dumpxlate.pages import PageStore
+    from dumpxlate.paging.addrxlat import PageWalk
 
 __all__ = ["DIRECT_MAP", "FRAME_TABLE", "M2P", "Hypervisor", "find_hypervisor"]
 
@@ -56,8 +57,10 @@ _ENTRIES = PAGE_SIZE // 8
 _SELF, _M2P_SLOT, _XEN_SLOT, _DIRECT_SLOT = 258, 256, 261, 262
 _FRAME = (1 << 52) - PAGE_SIZE
 _PLACES_LIMIT = 1 << 16
-_BATCH = 2048
-"""Pages of a table that are read in one go, 8 MiB."""
+_GIB = 1 << 30
+_SPAN = 2 << 20  # of one last-level table
+_BATCH = 4
+"""Such spans of Xen's tables that are read in one go, 8 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,12 @@ class Hypervisor:
 
     Attributes:
         store: machine memory.
-        root: machine address of the page tables that it is seen through.
+        walk: the page tables that it is seen through.
         virtual: bytes at Xen's virtual addresses.
     """
 
     store: PageStore
-    root: int
+    walk: PageWalk
     virtual: TranslatedMemory
     _places: dict[int, int] = field(default_factory=dict, repr=False)
 
@@ -130,18 +133,35 @@ class Hypervisor:
         """Read a table of Xen's, some MiB at a time, as far as it is mapped and in the dump.
 
         Args:
-            address: virtual address of the table.
-            length: bytes of it.
+            address: virtual address of the table, a multiple of 1 GiB.
+            length: bytes of it; what is not mapped costs nothing.
 
         Yields:
             Which pages of the table there are, counted from its start, and their words, shape (pages, 512).
+
+        Raises:
+            CorruptDumpError: more pages are mapped than the dump has: the page tables lead to the same ones again.
         """
-        pages = -(-length // PAGE_SIZE)
-        for first in range(0, pages, _BATCH):
-            number = np.arange(first, min(first + _BATCH, pages), dtype=np.int64)
-            machine = self.virtual.translation.physical(signed(address) + number * PAGE_SIZE)
+        left = self.store.stored.count
+        for number in self._mapped(signed(address), length):
+            machine = self.walk.physical(signed(address) + number * PAGE_SIZE)
             held = self.virtual.memory.holds(machine // PAGE_SIZE)  # nothing is at -1
+            left -= int(np.count_nonzero(held))
+            if left < 0:
+                raise CorruptDumpError("more pages are mapped there than the dump has", what=f"table at {address:#x}")
             yield number[held], self.virtual.memory.read_pages(machine[held] // PAGE_SIZE).view("<u8")
+
+    def _mapped(self, address: int, length: int) -> Iterator[Int64s]:
+        """Give the pages of a range that may be mapped, some MiB at a time, as numbers from its start."""
+        pages = np.arange(_SPAN // PAGE_SIZE, dtype=np.int64)
+        for low in range(0, length, _GIB):
+            if not self.walk.reaches(np.array([address + low], np.int64), _GIB)[0]:
+                continue
+            spans = np.arange(low, min(low + _GIB, length), _SPAN, dtype=np.int64)
+            spans = spans[self.walk.reaches(address + spans, _SPAN)]
+            for first in range(0, len(spans), _BATCH):
+                number = (spans[first : first + _BATCH, None] // PAGE_SIZE + pages).reshape(-1)
+                yield number[number * PAGE_SIZE < length]
 
 
 def find_hypervisor(
@@ -199,7 +219,7 @@ def _hypervisor(memory: PhysicalMemory, store: PageStore, root: int) -> Hypervis
     table, writable, frames = walk.physical(places).tolist()
     if table < 0 or table != writable or frames < 0:
         return None
-    return Hypervisor(store, root, TranslatedMemory(memory, walk))
+    return Hypervisor(store, walk, TranslatedMemory(memory, walk))
 
 
 def _searched_roots(

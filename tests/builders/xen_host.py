@@ -222,14 +222,15 @@ class Host:
         self.put(base + at["gs_base_kernel"], 0xFFFF888000000000)
         return self.address(base // PAGE)
 
-    def build(self, notes: Sequence[bytes] = (), *, lacking: Iterable[int] = ()) -> bytes:
-        """An ELF core of the machine; frames of ``lacking`` are not in it."""
+    def build(self, notes: Sequence[bytes] = (), *, lacking: Iterable[int] = (), claim: int = 0) -> bytes:
+        """An ELF core of the machine; frames of ``lacking`` are not in it, a page of nothing at frame ``claim`` is."""
         cuts = [-1, *sorted(lacking), FRAMES]
         loads = [
             Segment(paddr=(low + 1) * PAGE, data=bytes(self.memory[(low + 1) * PAGE : high * PAGE]))
             for low, high in itertools.pairwise(cuts)
             if high > low + 1
         ]
+        loads += [Segment(paddr=claim * PAGE, memsz=PAGE)] if claim else []
         return build(loads, notes)
 
     def crash_notes(self, frame_lists: int = 0, *, version: int = 17) -> list[bytes]:

@@ -14,6 +14,7 @@ from dumpxlate.dump import Cpu
 from dumpxlate.errors import CorruptDumpError, DumpxlateError, UnknownFormatError, UnsupportedFeatureError
 from dumpxlate.format import OpenOptions
 from dumpxlate.io.source import BytesSource
+from dumpxlate.paging.addrxlat import PageWalk
 from dumpxlate.registry import open_from
 from dumpxlate.xen_host import host as host_module
 from dumpxlate.xen_host.crash_note import host_signs
@@ -26,9 +27,10 @@ from tests.builders.symbols import elf_symbols
 from tests.builders.xen_host import BUILD_ID, PAGE, XEN_4_17, XEN_4_21, Guest, Host, context_registers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from dumpxlate.arrays import Int64s
     from dumpxlate.dump import Dump
 
 UUID = bytes(range(16))
@@ -142,7 +144,7 @@ def test_a_running_processor_is_the_hosts_or_not_known() -> None:
     dump = dump_of(Host(model))
     assert not dump.domain(0).cpus
     assert any("running" in remark for remark in dump.domain(0).remarks)
-    root = find_hypervisor(dump).root
+    root = find_hypervisor(dump).walk.root
     inside = replace(dump, cpus=(Cpu(0, {"cs": 0xE033, "rip": 0x4711, "cr3": root}),))
     assert [cpu.registers["rip"] for cpu in inside.domain(0).cpus] == [0x4711, 0x4711]
     assert inside.domain(0).cpus[0].registers["cr3"] == 1024 * PAGE
@@ -150,7 +152,7 @@ def test_a_running_processor_is_the_hosts_or_not_known() -> None:
 
 def test_page_tables_are_searched_for_where_no_processor_is_known() -> None:
     built = Host(guests())
-    assert find_hypervisor(dump_of(built, [])).root == built.root * PAGE
+    assert find_hypervisor(dump_of(built, [])).walk.root == built.root * PAGE
 
 
 def test_m2p_and_owners() -> None:
@@ -385,6 +387,46 @@ def test_domain_0_by_nothing_but_the_note() -> None:
     assert not found.cpus
     with pytest.raises(UnsupportedFeatureError, match="not a dump of a Xen host"):
         dump.domain(3)
+
+
+def test_a_host_that_claims_memory_without_end() -> None:
+    """Its table of frames would be terabytes long; what of it is mapped is 128 KiB."""
+    built = Host(guests())
+    dump = opened(built.build(built.crash_notes(), claim=(1 << 40) - 1))
+    assert dump.pages.ram.stop == 1 << 40
+    with lookups(limit=100):
+        assert [each.number for each in dump.domains()] == [0, 3, 9]
+
+
+def test_a_table_of_frames_that_leads_to_the_same_pages_for_ever() -> None:
+    built = Host(guests())
+    pdpt = built.word(built.root * PAGE + 261 * 8) >> 12 & 0xFFFFF
+    frames = pdpt * PAGE + 384 * 8
+    directory = built.word(frames) >> 12 & 0xFFFFF
+    last = built.word(directory * PAGE) >> 12 & 0xFFFFF
+    for slot in range(128):
+        built.put(frames + slot * 8, directory * PAGE | 0x63)
+    for slot in range(512):
+        built.put(directory * PAGE + slot * 8, last * PAGE | 0x63)
+        built.put(last * PAGE + slot * 8, built.frame_table * PAGE | 0x63)
+    dump = opened(built.build(built.crash_notes(), claim=(1 << 40) - 1))
+    with pytest.raises(CorruptDumpError, match="more pages are mapped there than the dump has"):
+        dump.domains()
+
+
+@contextlib.contextmanager
+def lookups(limit: int) -> Iterator[None]:
+    """Count the times that page tables are walked."""
+    with pytest.MonkeyPatch.context() as patch:
+        walk, calls = PageWalk.physical, []
+
+        def counted(self: PageWalk, address: Int64s) -> Int64s:
+            calls.append(len(address))
+            return walk(self, address)
+
+        patch.setattr(PageWalk, "physical", counted)
+        yield
+        assert len(calls) < limit
 
 
 def test_dumps_of_no_host() -> None:

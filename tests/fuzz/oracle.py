@@ -206,10 +206,8 @@ def _look_further(dump: Dump) -> None:
 
 
 def _look_into_host(dump: Dump) -> None:
-    """Take domains out of a host's memory; Xen's table of frames is as long as the memory that the file claims."""
-    if dump.pages.ram.stop * dump.pages.page_size > _LARGEST:
-        return
-    with contextlib.suppress(errors.UnsupportedFeatureError):
+    """Take domains out of a host's memory; Xen's tables of frames are as long as the memory that the file claims."""
+    with contextlib.suppress(errors.MapError, errors.UnsupportedFeatureError, errors.CorruptDumpError):
         for domain in dump.domains()[:3]:
             with contextlib.suppress(errors.MapError, errors.UnsupportedFeatureError, errors.CorruptDumpError):
                 check(dump.domain(domain.number), threads=0)
