@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from dumpxlate.arrays import expand, runs
+from dumpxlate.arrays import ascending, expand, runs
 from dumpxlate.errors import MapError
 from dumpxlate.pageset import PageRuns
 
@@ -55,7 +55,7 @@ class Extents:
             pfn, offset = pfn[valid], offset[valid]
         total = len(pfn)
         if total and not (pfn[1:] > pfn[:-1]).all():
-            order = np.argsort(pfn, kind="stable")
+            order = ascending(pfn)
             pfn, offset = pfn[order], offset[order]
             differs = pfn[1:] != pfn[:-1]
             keep = np.append(differs, True) if last_wins else np.append(True, differs)
@@ -109,7 +109,7 @@ class Extents:
         length = np.minimum((frame + count)[run], end[inner]) - low
         offset = self.offset[inner] + (low - self.start[inner]) * page_size
         page = start[run] + low - frame[run]
-        order = np.argsort(page)
+        order = ascending(page)
         return Extents(*merge(page[order], length[order], offset[order], step=page_size))
 
 
@@ -160,7 +160,7 @@ def first_wins(start: Int64s, count: Int64s, offset: Int64s, *, step: int = 1) -
         offset: what its first frame leads to.
         step: what the offset grows by from one frame to the next.
     """
-    order = np.argsort(start, kind="stable")
+    order = ascending(start)
     begins, ends = start[order], (start + count)[order]
     twin = np.append(False, (begins[1:] == begins[:-1]) & (ends[1:] == ends[:-1]))[: len(order)]
     if twin.any():
@@ -173,7 +173,7 @@ def first_wins(start: Int64s, count: Int64s, offset: Int64s, *, step: int = 1) -
     owner, low, high = _sweep(order[~alone].tolist(), start, start + count)
     owner = np.concatenate((order[alone], owner))
     low, high = np.concatenate((begins[alone], low)), np.concatenate((ends[alone], high))
-    order = np.argsort(low, kind="stable")
+    order = ascending(low)
     owner, low, high = owner[order], low[order], high[order]
     return low, high - low, offset[owner] + (low - start[owner]) * step
 

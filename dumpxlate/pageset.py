@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
-from dumpxlate.arrays import expand, runs
+from dumpxlate.arrays import ascending, expand, runs
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s
@@ -75,7 +75,7 @@ class PageRuns:
         """Make a set of runs in any order, which may touch and overlap; empty ones are dropped."""
         start, count = start[count > 0], count[count > 0]
         if not (start[1:] >= start[:-1]).all():
-            order = np.argsort(start, kind="stable")
+            order = ascending(start)
             start, count = start[order], count[order]
         reach = np.maximum.accumulate(start + count) if len(start) else start
         opens = np.ones(len(start), bool)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.arrays import expand
+from dumpxlate.arrays import ascending, expand
 from dumpxlate.pages import PageBatch, PageState, PageTable, lost_pages
 from dumpxlate.pageset import EMPTY, PageRuns, PageSet, difference, intersection, union
 
@@ -247,7 +247,7 @@ class RemappedStore:
         if self._direct:
             return self._direct.locate(pfn)
         frame = self._frames.mfn(pfn)
-        order = np.argsort(frame)  # an ascending search is several times faster than one at random
+        order = ascending(frame)  # an ascending search is several times faster than one at random
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         found = self._inner.locate(frame[order]).where(back)

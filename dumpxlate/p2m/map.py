@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
-from dumpxlate.arrays import runs
+from dumpxlate.arrays import ascending, runs
 from dumpxlate.extents import Extents
 from dumpxlate.pageset import PageRuns
 
@@ -86,7 +86,7 @@ class FrameRuns:
         """Give the pfn of each frame: runs by frame, cut where they overlap, as they do where pfns share a frame."""
         frame, pfn, count = self.frame, self.pfn, self.count
         if (frame[1:] < frame[:-1]).any():
-            order = np.argsort(frame, kind="stable")
+            order = ascending(frame)
             frame, pfn, count = frame[order], pfn[order], count[order]
         reach = np.maximum.accumulate(frame + count) if len(frame) else frame
         cut = np.maximum(np.append(frame[:1], reach[:-1]) - frame, 0)
@@ -123,7 +123,7 @@ class P2M:
     @classmethod
     def from_pairs(cls, pfn: Int64s, mfn: Int64s, *, size: int | None = None) -> Self:
         """Make a map of single pairs, in any order; the first of several entries for a pfn counts."""
-        order = np.argsort(pfn, kind="stable")
+        order = ascending(pfn)
         pfn, mfn = pfn[order], mfn[order]
         keep = np.append(True, pfn[1:] != pfn[:-1])[: len(pfn)] & (pfn >= 0) & (mfn >= 0)
         pfn, mfn = pfn[keep], mfn[keep]
@@ -188,7 +188,7 @@ class P2M:
     @cached_property
     def by_frame(self) -> FrameRuns:
         """The runs, ascending by frame; they overlap where pfns share a frame."""
-        order = np.argsort(self.runs.frame, kind="stable")
+        order = ascending(self.runs.frame)
         return FrameRuns(self.runs.pfn[order], self.runs.frame[order], self.runs.count[order])
 
     @cached_property
