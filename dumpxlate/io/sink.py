@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from dumpxlate.errors import OutputError
 from dumpxlate.io.temporary import Temporary
+from dumpxlate.io.writeback import EVERY, start_writeback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -118,7 +119,7 @@ class FileSink:
         self._complete = False
         _refuse_bad_target(os.fspath(path), overwrite, inputs)
         self._file = Temporary(self.path, partial, reuse=reuse, keep=keep)
-        self.position = 0
+        self.position = self._on_its_way = 0
 
     @property
     def partial(self) -> Path | None:
@@ -129,6 +130,9 @@ class FileSink:
         """Write parts one behind the other at the position; give back where they begin."""
         start = self.position
         self.position += _write_all(self._file.fd, parts, start)
+        if self.position - self._on_its_way >= EVERY:
+            start_writeback(self._file.fd, self._on_its_way, self.position - self._on_its_way)
+            self._on_its_way = self.position
         return start
 
     def skip(self, length: int) -> None:
@@ -146,7 +150,7 @@ class FileSink:
     def go_on(self, position: int) -> None:
         """Drop what lies behind a position, and write from there on."""
         os.ftruncate(self._file.fd, position)
-        self.position = position
+        self.position = self._on_its_way = position
 
     def sync(self) -> None:
         """Make durable what was written so far."""

@@ -22,6 +22,7 @@ from dumpxlate.emit import TrimmedSink, append_pages, by_run
 from dumpxlate.errors import OutputError
 from dumpxlate.io import sink as module
 from dumpxlate.io.sink import FileSink, PipeSink
+from dumpxlate.io.writeback import start_writeback
 from dumpxlate.pages import PageBatch, PageState, PageTable
 
 if TYPE_CHECKING:
@@ -521,3 +522,26 @@ def test_a_signal_before_the_with_block_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True)
     assert b"KeyboardInterrupt" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_disk_is_set_to_work_while_more_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte once, in ranges that follow each other; what is left is for the sync at the end."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr("dumpxlate.io.sink.EVERY", 10)
+    monkeypatch.setattr("dumpxlate.io.sink.start_writeback", lambda _fd, offset, length: asked.append((offset, length)))
+    with committed(tmp_path / "out") as sink:
+        for part in (b"1234", b"567890", b"abc"):
+            sink.append([part])
+        sink.skip(20)
+        sink.append([b"end"])
+    assert asked == [(0, 10), (10, 26)]
+
+
+def test_writing_back_does_not_fail(tmp_path: Path) -> None:
+    """Where it cannot be done the sync at the end finds out."""
+    with (tmp_path / "file").open("wb") as file:
+        file.write(b"some")
+        file.flush()
+        start_writeback(file.fileno(), 0, 4)
+    start_writeback(-1, 0, 4)
+    assert (tmp_path / "file").read_bytes() == b"some"
