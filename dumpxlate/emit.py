@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.arrays import runs
+from dumpxlate.io.sink import SHORTEST_HOLE, FileSink
 from dumpxlate.pages import PageBatch, PageState
 
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["append_pages", "by_run"]
 
-_HOLE = 16 << 10
-"""Zero runs from this length on become holes; shorter ones are written: a system call costs more than they do."""
-_ZEROS = memoryview(bytes(_HOLE))
+_ZEROS = memoryview(bytes(SHORTEST_HOLE))
 
 
 def append_pages(sink: Sink, batch: PageBatch, page_size: int) -> None:
@@ -30,19 +29,23 @@ def append_pages(sink: Sink, batch: PageBatch, page_size: int) -> None:
     rows = np.flatnonzero(table.state == PageState.STORED)
     offset = table.offset[rows]
     opens = np.flatnonzero(np.append(True, (np.diff(rows) != 1) | (np.diff(offset) != page_size))[: len(rows)])
-    count = np.diff(opens, append=len(rows))
+    at, place = offset[opens], rows[opens] * page_size
+    length = np.diff(opens, append=len(rows)) * page_size
+    if isinstance(sink, FileSink):
+        sink.append_sparse(np.frombuffer(batch.body, np.uint8), at, length, place, len(table) * page_size)
+        return
     parts: list[memoryview] = []
     done = 0
-    for row, pages, at in zip(rows[opens].tolist(), count.tolist(), offset[opens].tolist(), strict=True):
-        parts = _append_zeros(sink, parts, (row - done) * page_size)
-        parts.append(batch.body[at : at + pages * page_size])
-        done = row + pages
-    sink.append(_append_zeros(sink, parts, (len(table) - done) * page_size))
+    for start, size, to in zip(at.tolist(), length.tolist(), place.tolist(), strict=True):
+        parts = _append_zeros(sink, parts, to - done)
+        parts.append(batch.body[start : start + size])
+        done = to + size
+    sink.append(_append_zeros(sink, parts, len(table) * page_size - done))
 
 
 def _append_zeros(sink: Sink, parts: list[memoryview], length: int) -> list[memoryview]:
     """Let zeros follow some parts; give what is still to be written."""
-    if length < _HOLE:
+    if length < SHORTEST_HOLE:
         if length:
             parts.append(_ZEROS[:length])
         return parts

@@ -1,8 +1,9 @@
-"""Many reads in one system call, through Linux's AIO (io_submit(2)).
+"""Many reads or writes in one system call, through Linux's AIO (io_submit(2)).
 
 Pages that lie scattered in a file need one read each. As Python calls these cost half a microsecond besides the read
 itself, and threads wait for the interpreter lock twice a page. On a file in the page cache io_submit does a thousand of
-them in one call, without the lock; where the kernel or the machine does not offer it, callers read one by one.
+them in one call, without the lock; where the kernel or the machine does not offer it, callers go one by one. The same
+holds for what is written between holes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt8s
 
-__all__ = ["WORTHWHILE", "read_many"]
+__all__ = ["WORTHWHILE", "read_many", "write_many"]
 
 WORTHWHILE = 32
 """Reads in one go from which on this pays."""
@@ -32,7 +33,7 @@ _IOCB = np.dtype(
         ("aio_data", "<u8"),
         ("aio_key", "<u4"),
         ("aio_rw_flags", "<u4"),
-        ("aio_lio_opcode", "<u2"),  # 0 is IOCB_CMD_PREAD
+        ("aio_lio_opcode", "<u2"),
         ("aio_reqprio", "<i2"),
         ("aio_fildes", "<u4"),
         ("aio_buf", "<u8"),
@@ -43,6 +44,7 @@ _IOCB = np.dtype(
         ("aio_resfd", "<u4"),
     ]
 )
+_PREAD, _PWRITE = 0, 1  # IOCB_CMD_PREAD, IOCB_CMD_PWRITE
 _EVENT = np.dtype([("data", "<u8"), ("obj", "<u8"), ("res", "<i8"), ("res2", "<i8")])
 
 # io_setup, io_destroy, io_submit, io_getevents
@@ -63,7 +65,7 @@ class _Context:
             weakref.finalize(self, _syscall, destroy, self._id.value)
 
     def run(self, count: int) -> bool:
-        """Do the first ``count`` reads of the queue; tells whether the kernel took them all."""
+        """Do what the first ``count`` blocks say; tells whether the kernel took them all."""
         taken = 0
         while taken < count:
             pointers = self._pointers.ctypes.data + taken * 8
@@ -76,7 +78,7 @@ class _Context:
             answers = self.answers.ctypes.data + done * _EVENT.itemsize
             got = _syscall(self._events, self._id.value, taken - done, taken - done, answers, 0)
             if got < 0:
-                # Interrupted by a signal: the reads still write into the caller's buffer, so they must be waited for.
+                # Interrupted by a signal: the caller's buffer is still in use, so all must be waited for.
                 continue
             done += got
         return taken == count
@@ -121,16 +123,38 @@ def read_many(fd: int, offset: Int64s, length: Int64s, into: UInt8s, at: Int64s)
         The bytes that each read gave (fewer than asked at the end of the file, -errno where it failed), or None where
         the kernel does not do this: some ranges may have been read then.
     """
+    return _transfer(_PREAD, fd, offset, length, into, at)
+
+
+def write_many(fd: int, offset: Int64s, length: Int64s, body: UInt8s, at: Int64s) -> Int64s | None:
+    """Write many ranges of a file.
+
+    Args:
+        fd: the file.
+        offset: where each range begins in it.
+        length: bytes of each.
+        body: a contiguous buffer, which must hold all.
+        at: where each range lies in the buffer.
+
+    Returns:
+        The bytes of each that were written (fewer than asked where there is no more room, -errno where it failed), or
+        None where the kernel does not do this: some ranges may have been written then.
+    """
+    return _transfer(_PWRITE, fd, offset, length, body, at)
+
+
+def _transfer(operation: int, fd: int, offset: Int64s, length: Int64s, body: UInt8s, at: Int64s) -> Int64s | None:
     context = _context()
     if context is None:
         return None
     got = np.empty(len(offset), np.int64)
-    base = into.ctypes.data
+    base = body.ctypes.data
     for first in range(0, len(offset), _MOST):
         some = slice(first, first + _MOST)
         count = len(offset[some])
         blocks = context.blocks[:count]
         blocks["aio_data"] = np.arange(count)
+        blocks["aio_lio_opcode"] = operation
         blocks["aio_fildes"] = fd
         blocks["aio_buf"] = base + at[some]
         blocks["aio_nbytes"] = length[some]

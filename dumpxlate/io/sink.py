@@ -9,7 +9,10 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
+import numpy as np
+
 from dumpxlate.errors import OutputError
+from dumpxlate.io.aio import write_many
 from dumpxlate.io.temporary import Temporary
 from dumpxlate.io.writeback import EVERY, start_writeback
 
@@ -17,10 +20,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
 
-__all__ = ["FileSink", "Output", "PipeSink", "Sink", "sync_folder"]
+    from dumpxlate.arrays import Int64s, UInt8s
+
+__all__ = ["SHORTEST_HOLE", "FileSink", "Output", "PipeSink", "Sink", "sync_folder"]
 
 _IOV_MAX = 1024
 _ZEROS = bytes(1 << 20)
+
+SHORTEST_HOLE = 16 << 10
+"""Shorter runs of zeros are written: an extent of the file system costs more than they do."""
+_SHORT_ZEROS = np.zeros(SHORTEST_HOLE, np.uint8)
+
+_FEW = 4
+"""Up to so many pieces are written one by one."""
 
 
 class Sink(Protocol):
@@ -129,11 +141,43 @@ class FileSink:
     def append(self, parts: Iterable[memoryview | bytes]) -> int:
         """Write parts one behind the other at the position; give back where they begin."""
         start = self.position
-        self.position += _write_all(self._file.fd, parts, start)
+        self._advance(_write_all(self._file.fd, parts, start))
+        return start
+
+    def append_sparse(self, body: UInt8s, at: Int64s, length: Int64s, place: Int64s, total: int) -> None:
+        """Append pieces of a buffer with zeros between them, which become holes unless they are short.
+
+        Args:
+            body: the buffer, contiguous, uint8.
+            at: where each piece lies in it.
+            length: bytes of each.
+            place: where each goes, counted from the position; ascending, disjoint.
+            total: what the position grows by: at least to the end of the last piece.
+        """
+        end = place + length
+        gap = place[1:] - end[:-1]
+        short = np.flatnonzero((gap > 0) & (gap < SHORTEST_HOLE))
+        self._scatter(_SHORT_ZEROS, np.zeros(len(short), np.int64), gap[short], end[short])
+        self._scatter(body, at, length, place)
+        self._advance(total)
+
+    def _scatter(self, body: UInt8s, at: Int64s, length: Int64s, place: Int64s) -> None:
+        """Write pieces of a buffer, each to its place behind the position."""
+        offset = self.position + place
+        wrote = write_many(self._file.fd, offset, length, body, at) if len(at) > _FEW else None
+        done = np.zeros(len(at), np.int64) if wrote is None else np.maximum(wrote, 0)
+        left = np.flatnonzero(done < length)  # what ails them, a full disk say, is met again and told
+        begin, low, high = (column[left].tolist() for column in (offset + done, at + done, at + length))
+        view = body.data
+        for first, start, stop in zip(begin, low, high, strict=True):
+            _write_all(self._file.fd, [view[start:stop]], first)
+
+    def _advance(self, length: int) -> None:
+        """Move the position; from time to time have the disk begin with what stands before it."""
+        self.position += length
         if self.position - self._on_its_way >= EVERY:
             start_writeback(self._file.fd, self._on_its_way, self.position - self._on_its_way)
             self._on_its_way = self.position
-        return start
 
     def skip(self, length: int) -> None:
         """Leave a hole."""

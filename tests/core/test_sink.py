@@ -8,8 +8,10 @@ import random
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,17 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dumpxlate import emit
 from dumpxlate.emit import TrimmedSink, append_pages, by_run
 from dumpxlate.errors import OutputError
 from dumpxlate.io import sink as module
-from dumpxlate.io.sink import FileSink, PipeSink
+from dumpxlate.io.sink import SHORTEST_HOLE, FileSink, PipeSink
 from dumpxlate.io.writeback import start_writeback
 from dumpxlate.pages import PageBatch, PageState, PageTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
 DATA = random.Random(9).randbytes(100_000)
 
@@ -471,15 +471,27 @@ def check_pages(runs: list[tuple[PageState, int]], seed: int) -> None:
     )
     sink = Recorder()
     append_pages(sink, PageBatch(table, memoryview(body)), PAGE)
-    expected = [
+    expected = b"".join(
         body[at * PAGE : (at + 1) * PAGE] if here else bytes(PAGE)
         for at, here in zip(place.tolist(), stored.tolist(), strict=True)
-    ]
-    assert bytes(sink.data) == b"".join(expected)
+    )
+    assert bytes(sink.data) == expected
+    check_file(PageBatch(table, memoryview(body)), expected)
     lengths = [0]
     for here in stored.tolist():
         lengths = [*lengths, 0] if here else [*lengths[:-1], lengths[-1] + PAGE]
-    assert sink.holes == [length for length in lengths if length >= emit._HOLE]
+    assert sink.holes == [length for length in lengths if length >= SHORTEST_HOLE]
+
+
+def check_file(batch: PageBatch, expected: bytes) -> None:
+    """The same into a file, behind something else and twice, with as much of it in holes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "out"
+        with committed(path) as sink:
+            sink.append([b"h" * PAGE])
+            append_pages(sink, batch, PAGE)
+            append_pages(sink, batch, PAGE)
+        assert path.read_bytes() == b"h" * PAGE + expected * 2
 
 
 @settings(deadline=None, max_examples=60)
