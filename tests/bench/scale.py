@@ -19,6 +19,7 @@ import numpy as np
 
 from tests.bench.case import US
 from tests.bench.measure import Runs, run
+from tests.bench.report import Curve, write_curves
 from tests.builders import elf, kdump, xendump
 from tests.builders.guest import named_block
 
@@ -113,12 +114,29 @@ def line(point: Point) -> str:
     )
 
 
+def write_plot(path: Path, points: list[Point]) -> None:
+    """Draw time and anonymous memory against the size of the guest."""
+    lines = list(dict.fromkeys((point.format, point.command) for point in points))
+    panels = []
+    for title, value in (
+        ("seconds", lambda point: point.seconds),
+        ("RssAnon, MiB", lambda point: point.anonymous / MIB),
+    ):
+        curves = [
+            Curve(" ".join(each), [(p.gib, value(p)) for p in points if (p.format, p.command) == each])
+            for each in lines
+        ]
+        panels.append((title, curves))
+    write_curves(path, panels)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description=__doc__)
     parser.add_argument("formats", nargs="*", help=f"some of: {', '.join(MAKE)}")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="GiB of the largest guest")
     parser.add_argument("--folder", type=Path, help="where the sparse files go (a temporary one)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--plot", type=Path, help="draw time and memory into this SVG file")
     args = parser.parse_args()
     if unknown := set(args.formats) - MAKE.keys():
         parser.error(f"no such format: {', '.join(sorted(unknown))}")
@@ -126,6 +144,8 @@ def main() -> None:
         points = measure(Path(folder), args.formats or list(MAKE), args.largest)
     if args.json:
         args.json.write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    if args.plot:
+        write_plot(args.plot, points)
 
 
 if __name__ == "__main__":
