@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-CODECS = {"cramjam", "deflate", "lzallright", "lzo", "zstandard"}
+CODECS = {"cramjam", "deflate", "lz4", "lzallright", "lzo", "zstandard"}
 
 _LOADED = """
 import json, os, sys

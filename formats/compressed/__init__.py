@@ -1,12 +1,13 @@
-"""compressed: a whole dump in gzip, xz, zstd, bzip2 or lzop; dumps travel so.
+"""compressed: a whole dump in gzip, xz, zstd, lz4, bzip2 or lzop; dumps travel so.
 
 A container, not a dump format: what is inside is detected again. The file is unpacked once into a nameless temporary
 file (mode 0600, gone when it is closed) in the folder that ``TMPDIR`` names, and mapped from there: memory does not
 grow with it, runs of zeros take no room, and the free space of the disk bounds what a hostile file can do. Several
 members or frames one behind the other are one file, as the tools take them. LiME's compressed mode, a bare zlib stream,
-is recognised by what it holds. ``.lz4`` files are recognised and refused.
+is recognised by what it holds.
 
-Sources: RFC 1952 (gzip); the .xz file format; RFC 8878 (zstd); bzip2's manual; LiME deflate.c.
+Sources: RFC 1952 (gzip); the .xz file format; RFC 8878 (zstd); lz4's frame
+format; bzip2's manual; LiME deflate.c.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class CompressedWrapper:
     """Unpacks compressed files."""
 
     name = "compressed"
-    title = "gzip, xz, zstd, bzip2 or lzop around a dump"
+    title = "gzip, xz, zstd, lz4, bzip2 or lzop around a dump"
     writes = False
 
     def detect(self, source: Source) -> Match | None:

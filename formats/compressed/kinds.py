@@ -8,7 +8,8 @@ import re
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dumpxlate.errors import MissingCodecError, UnsupportedFeatureError
+from dumpxlate.errors import MissingCodecError
+from dumpxlate.formats.compressed.lz4 import Lz4
 from dumpxlate.formats.compressed.lzop import Lzop
 
 if TYPE_CHECKING:
@@ -24,11 +25,16 @@ _XZ_MEMORY = 1 << 30
 _MAGICS = {
     "gzip": re.compile(rb"\x1f\x8b\x08"),
     "xz": re.compile(rb"\xfd7zXZ\0"),
-    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
     "bzip2": re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"),
     "lzop": re.compile(rb"\x89LZO\0\r\n\x1a\n"),
-    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
+    "lz4": re.compile(rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18"),
 }
+_SKIPPED = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+"""Frames of anything else, among those of zstd and of lz4; four bytes of length follow."""
+_SKIPPING = ("zstd", "lz4")
+_SKIPPED_LIMIT = 1024
+
 _LONGEST_MAGIC = 10
 _HEAD = 4096
 """Bytes that are looked at: the code tables of a zlib stream come before its first byte."""
@@ -40,14 +46,27 @@ _LIME = b"EMiL"
 def kind_of(source: Source) -> str | None:
     """Tell how a file is compressed; None if it is not."""
     head = bytes(source.view(0, min(source.size, _HEAD)))
+    if _SKIPPED.match(head):
+        return _kind_behind(source)
     kind = next((kind for kind, magic in _MAGICS.items() if magic.match(head)), None)
     return kind or ("zlib" if _ZLIB.match(head) and _is_lime(head) else None)
+
+
+def _kind_behind(source: Source) -> str | None:
+    """Tell what the first frame that is not to be skipped is of; pzstd begins a file with one that is."""
+    at = 0
+    for _ in range(_SKIPPED_LIMIT):
+        head = bytes(source.view(at, min(source.size - at, _LONGEST_MAGIC)))
+        if not _SKIPPED.match(head) or len(head) < 8:
+            return next((kind for kind in _SKIPPING if _MAGICS[kind].match(head)), None)
+        at = min(at + 8 + int.from_bytes(head[4:8], "little"), source.size)
+    return None
 
 
 def is_start(kind: str, head: bytes) -> bool:
     """Tell whether another member of a kind begins."""
     magic = _MAGICS.get(kind)
-    return bool(magic and magic.match(head[:_LONGEST_MAGIC]))
+    return bool(magic and (magic.match(head[:_LONGEST_MAGIC]) or (kind in _SKIPPING and _SKIPPED.match(head))))
 
 
 def _is_lime(head: bytes) -> bool:
@@ -151,20 +170,15 @@ _MAKERS: dict[str, Callable[[], Any]] = {
     "bzip2": bz2.BZ2Decompressor,
     "zstd": _Zstd,
     "lzop": Lzop,
+    "lz4": Lz4,
 }
-_BY_HAND = {"lz4": "lz4 -d"}
 
 
 def decompressor(kind: str) -> Decompressor:
     """Make a decompressor for one member.
 
     Raises:
-        UnsupportedFeatureError: this kind is only recognised.
         MissingCodecError: its library is not installed.
     """
-    if kind in _BY_HAND:
-        raise UnsupportedFeatureError(
-            f"a file compressed with {kind}: unpack it with {_BY_HAND[kind]} first", format="compressed", feature=kind
-        )
     made: Decompressor = _MAKERS[kind]()
     return made

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["CODECS", "crc32c_masked", "lzo", "lzop", "snappy", "snappy_frames", "zstd"]
+__all__ = [
+    "CODECS",
+    "crc32c_masked",
+    "lz4_block",
+    "lz4_frame",
+    "lz4_legacy",
+    "lzo",
+    "lzop",
+    "snappy",
+    "snappy_frames",
+    "xxh32",
+    "zstd",
+]
 
 Codec = tuple[int, "Callable[[bytes], bytes]"]
 
@@ -95,6 +107,86 @@ def lzop(data: bytes, *, flags: int = 0x1, version: int = 0x1040, block: int = 1
             out += struct.pack(">I", checksum(packed)) if flags & flag and len(packed) < len(plain) else b""
         out += packed
     return out + bytes(4)
+
+
+def lz4_block(data: bytes) -> bytes:
+    """A raw lz4 block; the last five bytes and the last match are where the format allows them."""
+    out, literal = bytearray(), b""
+    body = data[: max(len(data) - 64, 0)]
+    for piece, copy in _pieces(body):
+        literal += piece
+        if copy:
+            out += _lz4_sequence(literal, copy)
+            literal = b""
+    return bytes(out + _lz4_sequence(literal + data[len(body) :], 0))
+
+
+def _lz4_sequence(literal: bytes, copy: int) -> bytes:
+    """Literals, then a copy from eight bytes back; none behind the last."""
+    short, match = min(len(literal), 15), min(copy - 4, 15) if copy else 0
+    out = bytes([short << 4 | match]) + _lz4_length(len(literal)) + literal
+    return out + (struct.pack("<H", 8) + _lz4_length(copy - 4) if copy else b"")
+
+
+def _lz4_length(number: int) -> bytes:
+    return bytes([255]) * ((number - 15) // 255) + bytes([(number - 15) % 255]) if number >= 15 else b""
+
+
+def lz4_frame(data: bytes, *, flags: int = 0x60, block: int = 1 << 16, stored: bool = False, size: int = -1) -> bytes:
+    """An lz4 frame; blocks that would not shrink are stored as they are.
+
+    Args:
+        data: content.
+        flags: 0x40 is the version; 0x20 for blocks that do not refer to one another (which they never do here), 0x10
+            for checksums of blocks, 0x08 for the size of the content, 0x04 for the checksum of the content.
+        block: bytes of one block: 64 KiB, 256 KiB, 1 MiB or 4 MiB.
+        stored: no block is compressed.
+        size: of the content, as the header tells it.
+    """
+    head = bytes([flags, {1 << 16: 4, 1 << 18: 5, 1 << 20: 6, 1 << 22: 7}[block] << 4])
+    head += struct.pack("<Q", len(data) if size < 0 else size) if flags & 0x08 else b""
+    out = b"\x04\x22\x4d\x18" + head + bytes([xxh32(head) >> 8 & 0xFF])
+    for at in range(0, len(data), block):
+        plain = data[at : at + block]
+        packed = plain if stored else min(lz4_block(plain), plain, key=len)
+        out += struct.pack("<I", len(packed) | (len(packed) == len(plain)) << 31) + packed
+        out += struct.pack("<I", xxh32(packed)) if flags & 0x10 else b""
+    return out + bytes(4) + (struct.pack("<I", xxh32(data)) if flags & 0x04 else b"")
+
+
+def lz4_legacy(data: bytes) -> bytes:
+    """A frame of the older layout: blocks of 8 MiB, and nothing that ends it."""
+    blocks = (lz4_block(data[at : at + (8 << 20)]) for at in range(0, len(data), 8 << 20))
+    return b"\x02\x21\x4c\x18" + b"".join(struct.pack("<I", len(block)) + block for block in blocks)
+
+
+_PRIMES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1)
+
+
+def _rotated(value: int, by: int) -> int:
+    value &= 0xFFFFFFFF
+    return (value << by | value >> 32 - by) & 0xFFFFFFFF
+
+
+def xxh32(data: bytes) -> int:
+    """xxHash of 32 bits, seed 0: the checksum of lz4 frames."""
+    one, two, three, four, five = _PRIMES
+    lanes, at = [one + two, two, 0, -one], 0
+    while len(data) - at >= 16:
+        words = struct.unpack_from("<4I", data, at)
+        lanes = [_rotated(lane + word * two, 13) * one for lane, word in zip(lanes, words, strict=True)]
+        at += 16
+    value = sum(_rotated(lane, by) for lane, by in zip(lanes, (1, 7, 12, 18), strict=True)) if at else five
+    value += len(data)
+    while len(data) - at >= 4:
+        value = _rotated(value + struct.unpack_from("<I", data, at)[0] * three, 17) * four
+        at += 4
+    for byte in data[at:]:
+        value = _rotated(value + byte * five, 11) * one
+    value &= 0xFFFFFFFF
+    value = (value ^ value >> 15) * two & 0xFFFFFFFF
+    value = (value ^ value >> 13) * three & 0xFFFFFFFF
+    return value ^ value >> 16
 
 
 def zstd(data: bytes) -> bytes:

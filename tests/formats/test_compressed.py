@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING
 
+import lz4.frame
 import numpy as np
 import pytest
 import zstandard
@@ -27,7 +29,7 @@ from dumpxlate.formats.compressed.kinds import decompressor
 from dumpxlate.formats.compressed.unpack import UnpackedFile
 from dumpxlate.io.source import BytesSource, open_source
 from tests.builders import elf_cores, flattened, lime
-from tests.builders.codecs import lzop
+from tests.builders.codecs import lz4_frame, lz4_legacy, lzop
 from tests.builders.guest import small_guest
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lambda data: lzma.compress(data, preset=0),
     "bzip2": bz2.compress,
     "zstd": zstandard.ZstdCompressor().compress,
+    "lz4": lambda data: bytes(lz4.frame.compress(data, content_checksum=True)),
     "lzop": lzop,
 }
 KINDS = list(PACKERS)
@@ -152,10 +155,82 @@ def test_lzop_files_that_cannot_be() -> None:
         assert "\\x" not in str(caught.value)  # no content in messages
 
 
-@pytest.mark.parametrize(("head", "word"), [(b"\x04\x22\x4d\x18", "lz4 -d")])
-def test_kinds_that_are_only_recognised(head: bytes, word: str) -> None:
-    with pytest.raises(errors.UnsupportedFeatureError, match=word):
-        unwrap(head + bytes(100))
+SMALL = DATA[1_940_000:2_060_000]
+
+
+@pytest.mark.parametrize("flags", [0x40, 0x60, 0x48, 0x70, 0x64, 0x7C])
+@pytest.mark.parametrize("block", [1 << 16, 1 << 22])
+@pytest.mark.parametrize("stored", [False, True])
+def test_every_shape_of_an_lz4_frame(flags: int, block: int, stored: bool) -> None:
+    """The first is what systemd-coredump writes."""
+    with unwrap(lz4_frame(SMALL, flags=flags, block=block, stored=stored)) as inner:
+        assert inner.view() == SMALL
+        assert inner.complaint is None
+
+
+def test_lz4_frames_of_the_older_layout() -> None:
+    """As lz4 -l writes them: nothing ends such a frame but another one, padding, or the end of the file."""
+    older, small = lz4_legacy(DATA), lz4_legacy(SMALL)
+    for packed, data in (
+        (older, DATA),
+        (small * 2, SMALL * 2),
+        (small + bytes(4096) + lz4_frame(SMALL), SMALL * 2),
+        (lz4_frame(SMALL) + small + bytes(2), SMALL * 2),
+    ):
+        with unwrap(packed) as inner:
+            assert inner.view() == data
+            assert inner.complaint is None
+    last = len(lz4_legacy(DATA[8 << 20 :])) - 4
+    for lost in (1, last - 1, last - 4):
+        with unwrap(older[:-lost]) as inner:
+            assert inner.size == 8 << 20
+            assert inner.complaint
+            assert "truncated" in inner.complaint
+
+
+def test_lz4_frames_that_are_skipped() -> None:
+    skipped = b"\x50\x2a\x4d\x18\x05\0\0\0words"
+    for packed in (skipped * 2 + lz4_frame(SMALL), lz4_frame(SMALL) + skipped, skipped + lz4_legacy(SMALL) + skipped):
+        with unwrap(packed) as inner:
+            assert inner.view() == SMALL
+            assert inner.complaint is None
+    for nothing in (skipped, skipped[:7], skipped + b"\x28\xb5", b"\x50\x2a\x4d\x18" + b"\xff" * 4 + lz4_frame(SMALL)):
+        assert FORMAT.detect(BytesSource(nothing)) is None
+
+
+def test_lz4_files_that_cannot_be() -> None:
+    frame, older = lz4_frame(SMALL, flags=0x70, stored=True), lz4_legacy(bytes(4096))
+    for broken in (
+        frame[:6] + bytes([frame[6] ^ 1]) + frame[7:],  # the checksum of the header
+        frame[:7] + b"\x01\0\x01\x80" + frame[11:],  # a block longer than blocks are
+        older[:8] + b"\x0f\0\0" + older[11:],  # a copy from before the start
+        older[:4] + b"\xff\xff\xff\x7f" + older[8:],
+    ):
+        with pytest.raises(errors.CorruptDumpError, match="file: lz4 at 0x") as caught:
+            unwrap(broken)
+        assert "\\x" not in str(caught.value)  # no content in messages
+    for broken in (
+        frame[:100] + bytes([frame[100] ^ 1]) + frame[101:],  # the checksum of a block
+        lz4_frame(SMALL, flags=0x68, size=1 << 60),  # nobody believes it
+    ):
+        with unwrap(broken) as inner:
+            assert inner.complaint
+            assert "_" not in inner.complaint
+            assert inner.size <= len(SMALL)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    "switches", [["-1"], ["-9", "-BD"], ["-l"], ["-B4", "-BX", "--content-size"], ["--no-frame-crc"]]
+)
+def test_files_that_lz4_wrote(tmp_path: Path, switches: list[str]) -> None:
+    if not shutil.which("lz4"):
+        pytest.skip("lz4 is not installed")
+    (tmp_path / "plain").write_bytes(DATA)
+    subprocess.run(["lz4", "-q", *switches, "plain", "packed"], cwd=tmp_path, check=True)
+    with unwrap((tmp_path / "packed").read_bytes() * 2) as inner:
+        assert inner.view() == DATA * 2
+        assert inner.complaint is None
 
 
 @pytest.mark.parametrize(
@@ -256,6 +331,7 @@ BOMBS: dict[str, Callable[[Path], IO[bytes]]] = {
     "gzip": lambda path: gzip.open(path, "wb", 1),  # noqa: SIM115
     "xz": lambda path: lzma.open(path, "wb", preset=0, check=lzma.CHECK_NONE),  # noqa: SIM115
     "zstd": lambda path: zstandard.open(path, "wb"),
+    "lz4": lambda path: lz4.frame.open(path, "wb"),
 }
 
 

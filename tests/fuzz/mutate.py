@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import lz4.frame
 import zstandard
 
 from tests.builders import flattened, qemu_stream
@@ -99,6 +100,7 @@ _WRAPPERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 1, mtime=0),
     "xz": lambda data: lzma.compress(data, preset=0),
     "zstd": lambda data: zstandard.compress(data, 1),
+    "lz4": lambda data: bytes(lz4.frame.compress(data)),
     "bzip2": lambda data: bz2.compress(data, 1),
     "libvirt": qemu_stream.libvirt,
     "flattened": lambda data: flattened.wrap(data, sizes=(4096, 100, 20000)),
@@ -230,7 +232,7 @@ class _Chooser:
 
 
 _MANY = (1, 1, 1, 2, 2, 3, 4, 6, 12)
-_CONTAINERS = ("gzip", "xz", "zstd", "bzip2", "libvirt", "flattened", "flattened")
+_CONTAINERS = ("gzip", "xz", "zstd", "lz4", "bzip2", "libvirt", "flattened", "flattened")
 
 
 def choose(seed: str, names: Sequence[str], look: Callable[[Base], Places]) -> Recipe:
