@@ -15,6 +15,7 @@ Sources: the DWARF 5 standard, sections 2 and 7.5.
 from __future__ import annotations
 
 import struct
+import sys
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,9 @@ from dumpxlate.elf.dwarf_encoding import (
     LEB,
     LEB_BLOCKS,
     REFERENCES,
+    STRING_INDEXES,
     WHAT,
+    Abbreviation,
     Abbreviations,
     Unit,
     read_units,
@@ -37,6 +40,7 @@ from dumpxlate.elf.dwarf_encoding import (
     sleb,
     uleb,
 )
+from dumpxlate.elf.string_numbers import StringNumbers
 from dumpxlate.errors import CorruptDumpError
 
 if TYPE_CHECKING:
@@ -48,9 +52,6 @@ __all__ = ["DebugSections", "Die", "Dies", "Value"]
 
 _ENTRIES_LIMIT = 1 << 16
 """Entries below one."""
-_DEPTH_LIMIT = 64
-_LONGEST_HEAD = 12
-"""Bytes of an entry before its name: the code of its abbreviation, and a reference to its sibling (dwz)."""
 _TABLES = 128
 """Tables of abbreviations that are kept; one has some hundred rows."""
 
@@ -64,12 +65,18 @@ class DebugSections:
         abbrev: .debug_abbrev.
         strings: .debug_str.
         line_strings: .debug_line_str.
+        string_offsets: .debug_str_offsets, which numbers strings.
+        addresses: .debug_addr, which numbers addresses.
+        types_at: where .debug_types begins, which DWARF 4 has type units in; it stands behind .debug_info here.
     """
 
     info: bytes
     abbrev: bytes
     strings: bytes = b""
     line_strings: bytes = b""
+    string_offsets: bytes = b""
+    addresses: bytes = b""
+    types_at: int = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +143,11 @@ class Die:
             return None
         if isinstance(value.data, bytes):
             return value.data
-        section = self.file.strings(value.form)
-        stop = section.find(b"\0", value.data)
-        return section[value.data : stop] if stop >= 0 else None
+        section, at = self.file.strings(value.form), value.data
+        if value.form in STRING_INDEXES:
+            at = self.file.numbered(self.unit, "string", at)
+        stop = section.find(b"\0", at) if at >= 0 else -1
+        return section[at:stop] if stop >= 0 else None
 
     def target(self, name: str) -> Die | None:
         """Follow an attribute that refers to another entry; None where there is none, or in a file not at hand.
@@ -153,6 +162,8 @@ class Die:
             return self.file.die(self.unit.start + value.number, self.unit)
         if value.form == FORM["ref_addr"]:
             return self.file.die(value.number)
+        if value.form == FORM["ref_sig8"]:
+            return self.file.type_unit(value.number)
         if value.form in ALTERNATE_REFERENCES and self.file.alternate:
             return self.file.alternate.die(value.number)
         return None
@@ -180,14 +191,7 @@ class Die:
         sibling = self.values.get(AT["sibling"])
         if sibling is not None and sibling.form in REFERENCES and self.unit.start + sibling.number > self.after:
             return self.unit.start + sibling.number, budget
-        at, depth = self.after, int(self.has_children)
-        while depth and budget > 0:
-            below = self.file.die(at, self.unit)
-            depth += int(below.has_children) if below.tag else -1
-            at, budget = below.after, budget - 1
-        if budget <= 0:
-            raise CorruptDumpError("entries below one do not end", offset=self.at, what=WHAT)
-        return at, budget
+        return self.file.behind_all(self.unit, self.after, int(self.has_children), budget)
 
 
 class Dies:
@@ -206,9 +210,11 @@ class Dies:
         self.sections = sections
         self.endian: Endian = endian
         self.alternate = alternate
-        self.units = tuple(read_units(sections.info, endian))
+        self.units = tuple(read_units(sections.info, endian, sections.types_at))
+        self._types = {unit.signature: unit for unit in self.units if unit.signature is not None}
         self._starts = [unit.start for unit in self.units]
-        self._order: Literal["little", "big"] = "little" if endian == "<" else "big"
+        self.order: Literal["little", "big"] = "little" if endian == "<" else "big"
+        self.numbers = StringNumbers(self)
         self._table = lru_cache(_TABLES)(self._abbreviations)
 
     def unit_at(self, at: int) -> Unit | None:
@@ -219,13 +225,42 @@ class Dies:
 
     def strings(self, form: int) -> bytes:
         """Give the section that strings of a form stand in; empty where it is not at hand."""
-        if form == FORM["strp"]:
+        if form == FORM["strp"] or form in STRING_INDEXES:
             return self.sections.strings
         if form == FORM["line_strp"]:
             return self.sections.line_strings
         if form in ALTERNATE_STRINGS and self.alternate:
             return self.alternate.sections.strings
         return b""
+
+    def type_unit(self, signature: int) -> Die | None:
+        """Give the type that a type unit is of; None where no unit has the signature.
+
+        Raises:
+            CorruptDumpError: it does not decode.
+        """
+        unit = self._types.get(signature)
+        return None if unit is None else self.die(unit.start + unit.type_at, unit)
+
+    def base(self, unit: Unit, of: Literal["string", "address"]) -> int:
+        """Give where the numbers of a unit's strings or addresses count from; -1 where it has none.
+
+        Raises:
+            CorruptDumpError: its first entry does not decode.
+        """
+        value = self.die(unit.first, unit).values.get(AT["str_offsets_base" if of == "string" else "addr_base"])
+        return -1 if value is None else value.number
+
+    def numbered(self, unit: Unit, of: Literal["string", "address"], number: int) -> int:
+        """Give the offset of a string in .debug_str, or an address, by its number; -1 where there is none.
+
+        Raises:
+            CorruptDumpError: the unit's first entry does not decode.
+        """
+        section = self.sections.string_offsets if of == "string" else self.sections.addresses
+        size, base = unit.offset_size if of == "string" else unit.address_size, self.base(unit, of)
+        found = section[base + number * size : base + (number + 1) * size] if base >= 0 else b""
+        return int.from_bytes(found, self.order) if len(found) == size else -1
 
     def die(self, at: int, unit: Unit | None = None) -> Die:
         """Decode the entry at an offset.
@@ -241,70 +276,47 @@ class Dies:
         except (IndexError, ValueError, struct.error) as error:
             raise CorruptDumpError("an entry leaves its section", offset=at, what=WHAT) from error
 
-    def named_at(self, at: int, forms: frozenset[int], tags: frozenset[int]) -> Iterator[Die]:
-        """Decode the entries, of some tags, whose name may be what stands at an offset.
-
-        Args:
-            at: where in .debug_info the name is, or what refers to it.
-            forms: how names are encoded that look so.
-            tags: what the entries describe.
+    def behind_all(self, unit: Unit, at: int, depth: int, budget: int) -> tuple[int, int]:
+        """Give where the entry behind a number of unfinished lists of children begins, and what is left of a budget.
 
         Raises:
-            CorruptDumpError: abbreviations do not decode.
+            CorruptDumpError: more entries follow, or one does not decode.
         """
-        unit = self.unit_at(at)
-        if unit is None:
-            return
-        for start in range(at - 1, max(at - _LONGEST_HEAD, unit.first) - 1, -1):
-            try:
-                code, after = uleb(self.sections.info, start)
-                found = self._table(unit.abbrev).get(code) if code and after <= at else None
-            except (IndexError, ValueError):
-                continue
-            if found and found.tag in tags and found.name[1] in forms and after + found.name[0] == at:
-                yield self.die(start, unit)
+        start = at
+        while depth and budget > 0:
+            found, at = self.skip(unit, at)
+            depth += int(found.children) if found else -1
+            budget -= 1
+        if budget <= 0:
+            raise CorruptDumpError("entries below one do not end", offset=start, what=WHAT)
+        return at, budget
 
-    def begins_at(self, unit: Unit, at: int) -> bool:
-        """Tell whether an entry of a unit really begins at an offset: walks over those before it, from the first.
+    def skip(self, unit: Unit, at: int) -> tuple[Abbreviation | None, int]:
+        """Pass over one entry, without decoding it where its size is fixed; gives no abbreviation for a list's end.
 
         Raises:
-            CorruptDumpError: they do not decode.
+            CorruptDumpError: it does not decode.
         """
-        around, here = unit.first, self.die(unit.first, unit).after
-        for _ in range(_DEPTH_LIMIT):
-            while here < at:
-                around, here = here, self._behind(unit, here)
-                if here == around:  # the end of a list of children
-                    return False
-            if here == at:
-                return True
-            here = self.die(around, unit).after
-            if here > at:
-                return False
-        return False
-
-    def _behind(self, unit: Unit, at: int) -> int:
-        """Give where the entry behind one and all below it begins, without decoding it where its size is fixed."""
         try:
             code, after = uleb(self.sections.info, at)
-            found = self._table(unit.abbrev).get(code) if code else None
+            found = self.table(unit).get(code) if code else None
         except (IndexError, ValueError) as error:
             raise CorruptDumpError("an entry leaves its section", offset=at, what=WHAT) from error
         if not code:
-            return at
-        if found and found.size >= 0 and unit.offset_size == 4 and unit.address_size == 8:
-            if not found.children:
-                return after + found.size
-            if found.sibling >= 0:
-                after += found.sibling
-                return unit.start + int.from_bytes(self.sections.info[after : after + 4], self._order)
-        return self.die(at, unit).behind()[0]
+            return None, after
+        if found and found.size >= 0 and unit.is_usual:
+            return found, after + found.size
+        return found, self.die(at, unit).after
+
+    def table(self, unit: Unit) -> Abbreviations:
+        """Give the abbreviations of a unit."""
+        return self._table(unit.abbrev)
 
     def _decode(self, unit: Unit, at: int) -> Die:
         code, after = uleb(self.sections.info, at)
         if not code:
             return Die(self, unit, at, tag=0, has_children=False, values={}, after=after)
-        found = self._table(unit.abbrev).get(code)
+        found = self.table(unit).get(code)
         if found is None:
             raise CorruptDumpError(f"no abbreviation {code}", offset=at, what=WHAT)
         values = {}
@@ -324,7 +336,7 @@ class Dies:
         size = size_of_form(unit, form)
         if size is not None:
             after = at + size
-            return Value(form, at, int.from_bytes(info[at:after], self._order) if size else 1), after
+            return Value(form, at, int.from_bytes(info[at:after], self.order) if size else 1), after
         if form in LEB:
             number, after = (sleb if form == FORM["sdata"] else uleb)(info, at)
             return Value(form, at, number), after
@@ -343,7 +355,7 @@ class Dies:
         size = BLOCKS.get(form)
         if size is None:
             raise CorruptDumpError(f"unknown form {form:#x}", offset=at, what=WHAT)
-        return int.from_bytes(self.sections.info[at : at + size], self._order), at + size
+        return int.from_bytes(self.sections.info[at : at + size], self.order), at + size
 
     def _abbreviations(self, at: int) -> Abbreviations:
         return Abbreviations(self.sections.abbrev, at)

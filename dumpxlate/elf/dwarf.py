@@ -8,29 +8,28 @@
     info.size("FlatRange")                  # 64
     info.address("address_space_memory")    # as linked; add the load bias
 
-A name is found by searching .debug_info for the offset that it has in .debug_str, so that one structure out of
-200 MB costs milliseconds. The first complete definition counts. Debug information that dwz moved into a file that
-several programs share is followed there.
+One structure out of 200 MB costs milliseconds (``die_search``). The first complete definition counts. Debug information
+that dwz moved into a file that several programs share is followed there. What gcc and clang write is read, type units
+too; what they left beside the program (split DWARF, ``.dwo``) is not.
 
 Sources: the DWARF 5 standard, chapters 4 and 5; dwz(1).
 """
 
 from __future__ import annotations
 
-import re
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dumpxlate.elf.container import read_elf
+from dumpxlate.elf.die_search import named
 from dumpxlate.elf.dies import DebugSections, Dies
-from dumpxlate.elf.dwarf_encoding import AT, FORM, TAG, WHAT
+from dumpxlate.elf.dwarf_encoding import AT, TAG, WHAT
 from dumpxlate.elf.sections import build_id_of, section_bytes
 from dumpxlate.elf.symbols import elf_symbols
 from dumpxlate.errors import CorruptDumpError, FormatError, UnknownFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dumpxlate.elf.container import ElfFile
     from dumpxlate.elf.dies import Die
     from dumpxlate.elf.symbols import Symbols
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["AlternateFile", "DebugInfo", "Field", "alternate_of", "read_debug_info"]
 
 _STRUCTS = frozenset(TAG[name] for name in ("structure_type", "union_type", "class_type"))
-_TYPEDEF, _VARIABLE = frozenset({TAG["typedef"]}), frozenset({TAG["variable"]})
+_TYPEDEF, _VARIABLE, _FUNCTION = (frozenset({TAG[name]}) for name in ("typedef", "variable", "subprogram"))
 _QUALIFIERS = {TAG[name] for name in ("typedef", "const_type", "volatile_type", "restrict_type", "atomic_type")}
 _KINDS = {
     TAG["base_type"]: "base",
@@ -48,12 +47,8 @@ _KINDS = {
     TAG["enumeration_type"]: "enum",
     **dict.fromkeys(_STRUCTS, "struct"),
 }
-_STRP, _IN_PLACE = frozenset({FORM["strp"]}), frozenset({FORM["string"]})
-_STRP_ALTERNATE = frozenset({FORM["strp_sup"], FORM["GNU_strp_alt"]})
-_STRINGS_LIMIT = 256
-_CANDIDATES_LIMIT = 1 << 16
 _CHAIN_LIMIT = 64
-_OP_ADDR, _OP_PLUS_UCONST = 0x03, 0x23
+_OP_ADDR, _OP_PLUS_UCONST, _OP_ADDRX = 0x03, 0x23, 0xA1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +95,17 @@ class DebugInfo:
         self.dies = dies
         self._symbols = symbols
         self._types: dict[str, Die | None] = {}
+        self._hints: tuple[Die, ...] = ()
+
+    def begin_beside(self, function: str) -> None:
+        """Look for types first in the unit that has a function, if one has it.
+
+        A type that is declared in many units and defined in one is found so without looking at all of them.
+
+        Raises:
+            CorruptDumpError: the debug information contradicts itself.
+        """
+        self._hints += tuple(itertools.islice(named(self.dies, function, _FUNCTION), 1))
 
     def size(self, name: str) -> int | None:
         """Give the bytes of a structure or of another named type; None where there is none of that name.
@@ -144,16 +150,19 @@ class DebugInfo:
         found = self._symbols.address(name) if self._symbols else None
         if found is not None:
             return found
-        for die in _named(self.dies, name, _VARIABLE):
+        for die in named(self.dies, name, _VARIABLE):
             value = die.values.get(AT["location"])
-            if value and isinstance(value.data, bytes) and value.data[:1] == bytes([_OP_ADDR]):
-                return int.from_bytes(value.data[1:], "little" if self.endian == "<" else "big")
+            at = _address(die, value.data) if value and isinstance(value.data, bytes) else -1
+            if at >= 0:
+                return at
         return None
 
     def _complete(self, die: Die | None) -> Die | None:
         """Strip names and qualifiers off a type; where a unit has only declared it, find the definition."""
         found = _stripped(die)
         if found is not None and found.tag in _STRUCTS and AT["declaration"] in found.values:
+            if AT["signature"] in found.values:
+                return found.target("signature")
             name = found.text()
             return self._type(name.decode("latin-1")) if name else None
         return found
@@ -161,10 +170,10 @@ class DebugInfo:
     def _type(self, name: str) -> Die | None:
         """Find the complete definition of a type: of a structure by its tag, else by what a typedef calls it."""
         if name not in self._types:
-            near = tuple(die for die in self._types.values() if die)
-            found = next(_named(self.dies, name, _STRUCTS | {TAG["base_type"]}, near=near), None)
+            near = (*self._hints, *(die for die in self._types.values() if die))
+            found = next(named(self.dies, name, _STRUCTS | {TAG["base_type"]}, near=near), None)
             if found is None:
-                types = (_stripped(die) for die in _named(self.dies, name, _TYPEDEF, near=near))
+                types = (_stripped(die) for die in named(self.dies, name, _TYPEDEF, near=near))
                 found = next((die for die in types if die and AT["declaration"] not in die.values), None)
             self._types[name] = found
         return self._types[name]
@@ -185,8 +194,7 @@ def read_debug_info(source: Source, *, alternate: DebugInfo | None = None) -> De
     """
     try:
         file = read_elf(source)
-        names = (".debug_info", ".debug_abbrev", ".debug_str", ".debug_line_str")
-        sections = DebugSections(*(section_bytes(source, file, name) for name in names))
+        sections = _sections(source, file)
         if not sections.info:
             raise UnknownFormatError("has no debug information (.debug_info)")
         dies = Dies(sections, file.endian, alternate=alternate.dies if alternate else None)
@@ -200,6 +208,16 @@ def read_debug_info(source: Source, *, alternate: DebugInfo | None = None) -> De
         raise
 
 
+def _sections(source: Source, file: ElfFile) -> DebugSections:
+    """Read the sections; what .debug_types holds is put behind what .debug_info holds."""
+    info, types, abbrev, strings, line_strings, offsets, addresses = (
+        section_bytes(source, file, f".debug_{name}")
+        for name in ("info", "types", "abbrev", "str", "line_str", "str_offsets", "addr")
+    )
+    whole = info + types if types else info
+    return DebugSections(whole, abbrev, strings, line_strings, offsets, addresses, types_at=len(info))
+
+
 def alternate_of(source: Source) -> AlternateFile | None:
     """Say where dwz moved the entries that a file shares with others.
 
@@ -208,50 +226,6 @@ def alternate_of(source: Source) -> AlternateFile | None:
     """
     name, _, build_id = section_bytes(source, read_elf(source), ".gnu_debugaltlink").partition(b"\0")
     return AlternateFile(name.decode("utf-8", "replace"), build_id.hex()) if build_id else None
-
-
-def _named(dies: Dies, name: str, tags: frozenset[int], *, near: tuple[Die, ...] = ()) -> Iterator[Die]:
-    """Find complete definitions by name.
-
-    A name's offset looks like other numbers: an entry counts only when walking over its unit leads to it.
-
-    Args:
-        dies: where.
-        name: exactly.
-        tags: what they describe.
-        near: entries whose units are searched first: structures that belong together are found together.
-
-    Raises:
-        CorruptDumpError: there are more candidates than any program has.
-    """
-    budget = _CANDIDATES_LIMIT
-    units = {die.unit.start: die.unit for die in near if die.file is dies}
-    for start, stop in [(unit.first, unit.stop) for unit in units.values()] + [(0, len(dies.sections.info))]:
-        for pattern, forms in _encodings(dies, name):
-            at = dies.sections.info.find(pattern, start, stop)
-            while at >= 0:
-                budget -= 1
-                if budget < 0:
-                    raise CorruptDumpError(f"too many entries may be {name!r}", what=WHAT)
-                for die in dies.named_at(at, forms, tags):
-                    if AT["declaration"] not in die.values and dies.begins_at(die.unit, die.at):
-                        yield die
-                at = dies.sections.info.find(pattern, at + 1, stop)
-    if dies.alternate:
-        yield from _named(dies.alternate, name, tags)
-
-
-def _encodings(dies: Dies, name: str) -> Iterator[tuple[bytes, frozenset[int]]]:
-    """Give the bytes that a name may be in an entry, and the forms of those."""
-    text = name.encode() + b"\0"
-    shared = dies.alternate.sections.strings if dies.alternate else b""
-    order: Literal["little", "big"] = "little" if dies.endian == "<" else "big"
-    for strings, forms in ((dies.sections.strings, _STRP), (shared, _STRP_ALTERNATE)):
-        # Linkers let a string end another one.
-        ends = [found.start() for found in re.finditer(re.escape(text), strings)][:_STRINGS_LIMIT]
-        ends.sort(key=lambda at: at > 0 and strings[at - 1] != 0)
-        yield from ((at.to_bytes(4, order), forms) for at in ends)
-    yield text, _IN_PLACE
 
 
 def _stripped(die: Die | None) -> Die | None:
@@ -280,6 +254,20 @@ def _member(die: Die, name: bytes, depth: int = 0) -> tuple[int, Die | None] | N
     return None
 
 
+def _address(variable: Die, location: bytes) -> int:
+    """Give the address that a variable has always, or by its number; -1 where its place differs."""
+    if location[:1] == bytes([_OP_ADDR]):
+        return int.from_bytes(location[1:], "little" if variable.file.endian == "<" else "big")
+    return (
+        variable.file.numbered(variable.unit, "address", _uleb(location)) if location[:1] == bytes([_OP_ADDRX]) else -1
+    )
+
+
+def _uleb(expression: bytes) -> int:
+    """Give the operand of an expression of one operation."""
+    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(expression[1:10]))
+
+
 def _location(member: Die) -> int:
     """Give the offset of a member; DWARF 2 has it as an expression."""
     value = member.values.get(AT["data_member_location"])
@@ -289,7 +277,7 @@ def _location(member: Die) -> int:
         return value.data
     if value.data[:1] != bytes([_OP_PLUS_UCONST]):
         raise CorruptDumpError("a member without a fixed place", offset=member.at, what=WHAT)
-    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(value.data[1:10]))
+    return _uleb(value.data)
 
 
 def _described(die: Die, offset: int) -> Field:

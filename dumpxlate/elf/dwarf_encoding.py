@@ -6,6 +6,7 @@ named by pyelftools.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,8 +29,10 @@ __all__ = [
     "LEB",
     "LEB_BLOCKS",
     "REFERENCES",
+    "STRING_INDEXES",
     "TAG",
     "WHAT",
+    "Abbreviation",
     "Abbreviations",
     "Unit",
     "read_units",
@@ -50,6 +53,12 @@ _CODES_LIMIT = 1 << 16
 _DWARF64 = 0xFFFFFFFF
 _DWO, _TYPE = (4, 5), (2, 6)  # types of units whose headers are longer
 
+_U = rb"[\x80-\xff]*+[\x00-\x7f]"
+_DECLARATION = re.compile(
+    rb"(?!\x00)(%b)(%b)(.)((?:(?!\x00\x00)%b(?:\x21%b|(?!\x21)%b))*+)\x00\x00" % (_U, _U, _U, _U, _U), re.DOTALL
+)
+"""An abbreviation: its code, tag, whether children follow, attributes each with its form (0x21 with a constant)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -63,6 +72,8 @@ class Unit:
         address_size: bytes of an address.
         offset_size: bytes of an offset: 4, or 8 in 64-bit DWARF.
         abbrev: offset of its abbreviations.
+        signature: by which others refer to the type that it is of; None for what is no type unit.
+        type_at: where that type is, from the unit's start.
     """
 
     start: int
@@ -72,10 +83,17 @@ class Unit:
     address_size: int
     offset_size: int
     abbrev: int
+    signature: int | None = None
+    type_at: int = 0
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether values have the sizes that abbreviations count with."""
+        return self.offset_size == 4 and self.address_size == 8 and self.version > 2
 
 
 @dataclass(frozen=True, slots=True)
-class _Abbreviation:
+class Abbreviation:
     """How one kind of entry is encoded.
 
     Attributes:
@@ -97,40 +115,54 @@ class _Abbreviation:
 
 @dataclass(slots=True)
 class Abbreviations:
-    """A table of abbreviations, read as far as it was needed."""
+    """A table of abbreviations, read as far as it was needed: many that stand before the wanted one are passed over."""
 
     data: bytes
     at: int
-    known: dict[int, _Abbreviation] = field(default_factory=dict)
     ended: bool = False
+    _passed: dict[int, re.Match[bytes]] = field(default_factory=dict)
+    _known: dict[int, Abbreviation] = field(default_factory=dict)
 
-    def get(self, code: int) -> _Abbreviation | None:
+    def get(self, code: int) -> Abbreviation | None:
         """Find the abbreviation of a code."""
-        while code not in self.known and not self.ended:
-            if len(self.known) >= _CODES_LIMIT:
-                raise CorruptDumpError(f"more than {_CODES_LIMIT} abbreviations", offset=self.at, what=WHAT)
-            self._read_one()
-        return self.known.get(code)
+        found = self._known.get(code)
+        if found is None:
+            while code not in self._passed and not self.ended:
+                self._pass()
+            if code in self._passed:
+                found = self._known[code] = _abbreviation(self._passed[code])
+        return found
 
-    def _read_one(self) -> None:
-        code, at = uleb(self.data, self.at)
-        if not code:
+    def all(self) -> Iterator[tuple[bytes, Abbreviation]]:
+        """Give all, each with its code as it stands in entries."""
+        while not self.ended:
+            self._pass()
+        for code, match in self._passed.items():
+            found = self.get(code)
+            if found:
+                yield match[1], found
+
+    def _pass(self) -> None:
+        if len(self._passed) >= _CODES_LIMIT:
+            raise CorruptDumpError(f"more than {_CODES_LIMIT} abbreviations", offset=self.at, what=WHAT)
+        match = _DECLARATION.match(self.data, self.at)
+        if match:
+            self._passed.setdefault(uleb(match[1], 0)[0], match)
+            self.at = match.end()
+        elif self.data[self.at]:
+            raise ValueError("an abbreviation that does not end")
+        else:
             self.ended = True
-            return
-        tag, at = uleb(self.data, at)
-        children, at = bool(self.data[at]), at + 1
-        forms = []
-        while True:
-            attribute, at = uleb(self.data, at)
-            form, at = uleb(self.data, at)
-            if not attribute and not form:
-                break
-            constant = 0
-            if form == FORM["implicit_const"]:
-                constant, at = sleb(self.data, at)
-            forms.append((attribute, form, constant))
-        self.known[code] = _Abbreviation(tag, children, tuple(forms), *_usual_places(forms))
-        self.at = at
+
+
+def _abbreviation(match: re.Match[bytes]) -> Abbreviation:
+    pairs, at, forms = match[4], 0, []
+    while at < len(pairs):
+        attribute, at = uleb(pairs, at)
+        form, at = uleb(pairs, at)
+        constant, at = sleb(pairs, at) if form == FORM["implicit_const"] else (0, at)
+        forms.append((attribute, form, constant))
+    return Abbreviation(uleb(match[2], 0)[0], match[3] != b"\0", tuple(forms), *_usual_places(forms))
 
 
 def _usual_places(forms: list[tuple[int, int, int]]) -> tuple[int, int, tuple[int, int]]:
@@ -148,13 +180,13 @@ def _usual_places(forms: list[tuple[int, int, int]]) -> tuple[int, int, tuple[in
     return at, sibling, name
 
 
-def read_units(info: bytes, endian: Endian) -> Iterator[Unit]:
-    """Walk over the headers of the units."""
+def read_units(info: bytes, endian: Endian, types_at: int) -> Iterator[Unit]:
+    """Walk over the headers of the units; from an offset on they are those of .debug_types."""
     at, count = 0, 0
     while at < len(info):
         count += 1
         try:
-            unit = _unit(info, at, endian)
+            unit = _unit(info, at, endian, is_type=at >= types_at)
         except struct.error as error:
             raise CorruptDumpError("a unit's header leaves the section", offset=at, what=WHAT) from error
         if not 2 <= unit.version <= 5 or unit.stop > len(info) or unit.first > unit.stop or count > _UNITS_LIMIT:
@@ -168,7 +200,7 @@ def read_units(info: bytes, endian: Endian) -> Iterator[Unit]:
         at = unit.stop
 
 
-def _unit(info: bytes, start: int, endian: Endian) -> Unit:
+def _unit(info: bytes, start: int, endian: Endian, *, is_type: bool) -> Unit:
     (length,) = struct.unpack_from(endian + "I", info, start)
     at, word, offset_size = start + 4, "I", 4
     if length == _DWARF64:
@@ -178,10 +210,15 @@ def _unit(info: bytes, start: int, endian: Endian) -> Unit:
     (version,) = struct.unpack_from(endian + "H", info, at)
     if version < 5:
         abbrev, address_size = struct.unpack_from(f"{endian}{word}B", info, at + 2)
-        return Unit(start, at + 3 + offset_size, stop, version, address_size, offset_size, abbrev)
-    kind, address_size, abbrev = struct.unpack_from(f"{endian}2B{word}", info, at + 2)
-    longer = 8 if kind in _DWO else 8 + offset_size if kind in _TYPE else 0
-    return Unit(start, at + 4 + offset_size + longer, stop, version, address_size, offset_size, abbrev)
+        first = at + 3 + offset_size
+    else:
+        kind, address_size, abbrev = struct.unpack_from(f"{endian}2B{word}", info, at + 2)
+        first, is_type = at + 4 + offset_size + (8 if kind in _DWO else 0), kind in _TYPE
+    signature, type_at = None, 0
+    if is_type:
+        signature, type_at = struct.unpack_from(f"{endian}Q{word}", info, first)
+        first += 8 + offset_size
+    return Unit(start, first, stop, version, address_size, offset_size, abbrev, signature, type_at)
 
 
 def uleb(data: bytes, at: int) -> tuple[int, int]:
@@ -228,6 +265,8 @@ LEB = _forms("sdata udata ref_udata strx addrx loclistx rnglistx GNU_addr_index 
 LEB_BLOCKS = _forms("block exprloc")
 BLOCKS = {FORM["block1"]: 1, FORM["block2"]: 2, FORM["block4"]: 4}
 _OFFSETS = _forms("strp line_strp strp_sup sec_offset ref_addr GNU_ref_alt GNU_strp_alt")
+STRING_INDEXES = {FORM[name]: size for name, size in (("strx1", 1), ("strx2", 2), ("strx3", 3), ("strx4", 4))}
+"""Forms of strings by their number, and bytes of that; compilers do not write one of variable length in programs."""
 REFERENCES = _forms("ref1 ref2 ref4 ref8 ref_udata")
 ALTERNATE_REFERENCES = _forms("ref_sup4 ref_sup8 GNU_ref_alt")
 ALTERNATE_STRINGS = _forms("strp_sup GNU_strp_alt")

@@ -34,11 +34,12 @@ _OFFSET_LIMIT = 1 << 20
 _HEX = re.compile(r"0x[0-9a-f]{1,16}")
 
 _NEEDED = (  # noqa: SIM905 - shorter
-    # FlatRange comes first: few units define it, and one that does defines all others too.
+    # FlatRange comes first: one unit defines it, that of _BESIDE, which defines all others too.
     "FlatRange.mr FlatRange.offset_in_region FlatRange.addr.start FlatRange.addr.size "
     "AddressSpace.current_map FlatView.ranges FlatView.nr "
     "MemoryRegion.ram MemoryRegion.alias MemoryRegion.alias_offset RAMBlock.host RAMBlock.offset RAMBlock.idstr"
 ).split()
+_BESIDE = "render_memory_region"
 _CHOICES = (
     # Until 2.5 a region knows its RAM by an address in the space of all blocks, and until 2.2 blocks have one length.
     ("MemoryRegion.ram_block", "MemoryRegion.ram_addr"),
@@ -112,6 +113,7 @@ class Profile:
             CorruptDumpError: it contradicts itself.
         """
         places = {}
+        info.begin_beside(_BESIDE)
         for path in (*_NEEDED, *(path for paths in _CHOICES for path in paths), *_OPTIONAL):
             found = info.field(path)
             if found is not None:

@@ -18,18 +18,22 @@ __all__ = ["AT", "FORM", "TAG", "Die", "Strings", "base", "build", "elf_file", "
 
 TAG = {
     "array": 0x01, "enum": 0x04, "formal": 0x05, "member": 0x0D, "pointer": 0x0F, "unit": 0x11, "structure": 0x13,
-    "typedef": 0x16, "union": 0x17, "subrange": 0x21, "base": 0x24, "const": 0x26, "function": 0x2E, "variable": 0x34,
+    "typedef": 0x16, "union": 0x17, "subrange": 0x21, "base": 0x24, "const": 0x26, "function": 0x2E,
+    "variable": 0x34, "type_unit": 0x41,
 }  # fmt: skip
 AT = {
     "sibling": 0x01, "location": 0x02, "name": 0x03, "byte_size": 0x0B, "upper_bound": 0x2F, "count": 0x37,
-    "data_member_location": 0x38, "declaration": 0x3C, "type": 0x49,
+    "data_member_location": 0x38, "declaration": 0x3C, "type": 0x49, "signature": 0x69, "str_offsets_base": 0x72,
+    "addr_base": 0x73,
 }  # fmt: skip
 FORM = {
     "addr": 0x01, "block2": 0x03, "data2": 0x05, "data4": 0x06, "data8": 0x07, "string": 0x08, "block1": 0x0A,
     "data1": 0x0B, "flag": 0x0C, "sdata": 0x0D, "strp": 0x0E, "udata": 0x0F, "ref_addr": 0x10, "ref4": 0x13,
-    "exprloc": 0x18, "flag_present": 0x19, "implicit_const": 0x21, "strp_alt": 0x1F21, "ref_alt": 0x1F20,
+    "sec_offset": 0x17, "exprloc": 0x18, "flag_present": 0x19, "ref_sig8": 0x20, "implicit_const": 0x21, "strx1": 0x25,
+    "strx2": 0x26, "strx3": 0x27, "strx4": 0x28, "strp_alt": 0x1F21, "ref_alt": 0x1F20,
 }  # fmt: skip
-SIZES_OF = {"data1": 1, "flag": 1, "data2": 2, "data4": 4, "data8": 8, "ref4": 4, "strp_alt": 4, "ref_alt": 4}
+SIZES_OF = {"data1": 1, "flag": 1, "data2": 2, "data4": 4, "data8": 8, "ref4": 4, "strp_alt": 4, "ref_alt": 4,
+            "ref_sig8": 8, "strx1": 1, "strx2": 2, "strx3": 3, "strx4": 4}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -92,54 +96,108 @@ def build(
     strings: Strings | None = None,
     shared: Strings | None = None,
     first_code: int = 1,
+    types: Mapping[int, Sequence[Die]] | None = None,
+    numbered: str = "",
+    first_number: int = 0,
+    addresses: Sequence[int] = (),
 ) -> dict[str, bytes]:
-    """The sections .debug_info, .debug_abbrev and .debug_str of some units.
+    """The sections .debug_info, .debug_abbrev and .debug_str of some units, and those that else are needed.
 
     Args:
         units: what stands in each below its unit entry.
         strings: takes the strings; ``shared`` those of the form strp_alt.
         first_code: of the abbreviations.
+        types: what stands in type units, by their signature; the last of each is the type that it is of.
+        numbered: the form in which strings have numbers (strx1 to strx4), as clang writes them, instead of strp.
+        first_number: of a unit's strings that is used.
+        addresses: those with numbers.
     """
     strings = strings or Strings()
-    maker = _Maker(version, order, address, strings, shared or Strings(), first_code)
-    roots = [Die("unit", [("name", "strp", "unit.c")], list(children)) for children in units]
-    maker.info(roots)  # sizes do not depend on what references lead to
-    info = maker.info(roots)
-    return {".debug_info": info, ".debug_abbrev": maker.abbrev(), ".debug_str": strings.body}
+    maker = _Maker(version, order, address, strings, shared or Strings(), first_code, numbered, first_number)
+    bases = [("str_offsets_base", "sec_offset", 0)] if numbered else []
+    bases += [("addr_base", "sec_offset", 8)] if addresses else []
+    roots = [Die("unit", [("name", "strp", "unit.c"), *bases], list(children)) for children in units]
+    type_roots = {signature: Die("type_unit", list(bases), list(each)) for signature, each in (types or {}).items()}
+    for _ in range(2):  # sizes do not depend on what references lead to
+        maker.tables.clear()
+        # Since DWARF 5 type units stand among the others.
+        info = maker.info(roots, type_roots if version >= 5 else {})
+        apart = maker.info([], type_roots) if version < 5 else b""
+    made = {".debug_info": info, ".debug_abbrev": maker.abbrev(), ".debug_str": strings.body}
+    made |= {".debug_types": apart} if apart else {}
+    made |= {".debug_str_offsets": maker.string_offsets()} if numbered else {}
+    table = b"".join(struct.pack(order + ("Q" if address == 8 else "I"), each) for each in addresses)
+    return made | ({".debug_addr": struct.pack(order + "IHBB", 4 + len(table), 5, address, 0) + table} if table else {})
 
 
 class _Maker:
     def __init__(
-        self, version: int, order: str, address: int, strings: Strings, shared: Strings, first_code: int
+        self,
+        version: int,
+        order: str,
+        address: int,
+        strings: Strings,
+        shared: Strings,
+        first_code: int,
+        numbered: str,
+        first_number: int,
     ) -> None:
         self.version, self.order, self.address = version, order, address
         self.strings, self.shared, self.first = strings, shared, first_code
+        self.numbered, self.first_number = numbered, first_number
         self.codes: dict[tuple[Any, ...], int] = {}
+        self.tables: list[list[int]] = []  # offsets of a unit's strings, by their number
 
-    def info(self, roots: Sequence[Die]) -> bytes:
+    def info(self, roots: Sequence[Die], types: Mapping[int, Die]) -> bytes:
         body = b""
-        for root in roots:
+        for root, signature in [(root, None) for root in roots] + [(root, each) for each, root in types.items()]:
             start = len(body)
-            head = 11 if self.version < 5 else 12
+            head = (11 if self.version < 5 else 12) + (0 if signature is None else 12)
+            self.tables.append([0] * self.first_number)
             content = self.die(root, start, start + head)
             length = head - 4 + len(content)
             if self.version < 5:
                 body += struct.pack(self.order + "IHIB", length, self.version, 0, self.address)
             else:
-                body += struct.pack(self.order + "IHBBI", length, self.version, 1, self.address, 0)
+                kind = 1 if signature is None else 2
+                body += struct.pack(self.order + "IHBBI", length, self.version, kind, self.address, 0)
+            if signature is not None:
+                body += struct.pack(self.order + "QI", signature, root.children[-1].at - start)
             body += content
         return body
 
+    def string_offsets(self) -> bytes:
+        """The tables of all units, each behind its header."""
+        pack = struct.Struct(self.order + "I").pack
+        return b"".join(
+            struct.pack(self.order + "IHH", 4 + 4 * len(table), 5, 0) + b"".join(pack(at) for at in table)
+            for table in self.tables
+        )
+
+    def number(self, text: str) -> int:
+        """The number of a string in the last unit."""
+        at, table = self.strings.add(text), self.tables[-1]
+        if at not in table[self.first_number :]:
+            table.append(at)
+        return table.index(at, self.first_number)
+
+    def base(self) -> int:
+        """Where the table of the last unit begins: behind those before it, and its header."""
+        return sum(8 + 4 * len(table) for table in self.tables[:-1]) + 8
+
     def die(self, die: Die, unit: int, at: int) -> bytes:
         die.at = at
-        key = (die.tag, bool(die.children), tuple((name, form) for name, form, _ in die.values))
+        key = (die.tag, bool(die.children), tuple((name, self.form(form)) for name, form, _ in die.values))
         code = self.codes.setdefault(key, self.first + len(self.codes))
         out = uleb(code)
-        for _, form, value in die.values:
-            out += self.value(form, value, unit)
+        for name, form, value in die.values:
+            out += self.value(self.form(form), self.base() if name == "str_offsets_base" else value, unit)
         for child in die.children:
             out += self.die(child, unit, at + len(out))
         return out + (b"\0" if die.children else b"")
+
+    def form(self, form: str) -> str:
+        return self.numbered if self.numbered and form == "strp" else form
 
     def value(self, form: str, value: Any, unit: int) -> bytes:
         if form == "flag_present":
@@ -152,6 +210,8 @@ class _Maker:
             return uleb(value)
         if form == "strp":
             value = self.strings.add(value)
+        elif form.startswith("strx"):
+            value = self.number(value)
         elif form == "strp_alt":
             value = self.shared.add(value)
         elif isinstance(value, Die):

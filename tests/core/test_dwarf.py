@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import struct
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,6 +71,86 @@ def test_members_are_found(version: int, order: str, form: str, ref: str) -> Non
     assert info.field("FlatRange.mr.more") is None
     assert info.field("Nothing.mr") is None
     assert info.size("Nothing") is None
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("form", "first"), [("strx1", 3), ("strx2", 300), ("strx3", 70_000), ("strx4", 70_000)])
+def test_strings_with_numbers(order: str, form: str, first: int) -> None:
+    """As clang writes them; another unit has another number for the same string."""
+    decoy = [base("char", 1), Die("variable", [("name", "strp", "FlatRange"), ("declaration", "flag", 1)])]
+    location = ("location", "exprloc", b"\xa1\x01")
+    decoy += [Die("function", [], [Die("variable", [("name", "strp", "state"), location])])]
+    sections = dwarf.build(
+        [decoy, sample()], version=5, order=order, numbered=form, first_number=first, addresses=[0x10, 0x7000]
+    )
+    info = read(sections, order=order)
+    assert info.field("FlatRange.addr.size") == Field(32, 16, "base")
+    assert info.field("FlatRange.right") == Field(308, 4, "base")
+    assert info.field("Alias.start") == Field(0, 16, "base")
+    assert info.size("int") == 4
+    assert info.size("Nothing") is None
+    assert info.address("state") == 0x7000
+    for lost in (".debug_str_offsets", ".debug_addr"):
+        less = read({name: body for name, body in sections.items() if name != lost}, order=order)
+        assert None in (less.address("state"), less.size("FlatRange"))
+
+
+@pytest.mark.parametrize(("version", "numbered"), [(4, ""), (5, ""), (5, "strx1")])
+def test_types_in_units_of_their_own(version: int, numbered: str) -> None:
+    """As gcc -fdebug-types-section writes them; a type may have no name, or the name of another unit's."""
+    nameless = structure(None, 8, member("left", 0, int_ := base("int", 4)), member("right", 4, int_))
+    declared = Die("structure", [("declaration", "flag", 1), ("signature", "ref_sig8", 0x1122334455667788)])
+    holder = structure("Holder", 400, member("flat", 16, declared), member("lost", 0, declared_too := base("int", 4)))
+    holder.children[1].values[1] = ("type", "ref_sig8", 0xDEAD)
+    direct = structure("Direct", 8, member("inner", 4, declared_too))
+    direct.children[0].values[1] = ("type", "ref_sig8", 0x99)
+    types = {0x1122334455667788: sample(), 0x99: [int_, nameless]}
+    info = read(
+        dwarf.build([[declared, declared_too, holder, direct]], version=version, types=types, numbered=numbered)
+    )
+    assert info.field("Holder.flat.addr.size") == Field(48, 16, "base")
+    assert info.field("FlatRange.addr.size") == Field(32, 16, "base")
+    assert info.field("Direct.inner.right") == Field(8, 4, "base")
+    assert info.field("Holder.lost") is None
+
+
+PROGRAM = """
+struct Region { char ram; struct Region *alias; };
+struct Address { __int128 start, size; };
+typedef struct Flat {
+    struct Region *mr; struct Address addr; union { int left; struct { short a, b; }; }; char id[256];
+} Range;
+struct Holder { int x; Range *range; struct { long a; int has; } v; };
+Range ranges[3];
+struct Holder *holder(void) { static volatile struct Holder inner; inner.x++; return (struct Holder *) &inner; }
+int main(void) { return holder()->x; }
+"""
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("switches", ["-gdwarf-2", "-gdwarf-4", "-gdwarf-5", "-gdwarf-5 -gdwarf64", "-gdwarf-5 -gz"])
+@pytest.mark.parametrize("types", ["", "-fdebug-types-section"])
+def test_what_compilers_write(tmp_path: Path, compiler: str, switches: str, types: str) -> None:
+    program = next(filter(None, map(shutil.which, (compiler, f"{compiler}-14"))), None)
+    if not program:
+        pytest.skip(f"{compiler} is not installed")
+    (tmp_path / "a.c").write_text(PROGRAM)
+    command = [program, "-g", *switches.split(), *types.split(), "-O1", "a.c", "-o", "program"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    listed = subprocess.run(["nm", "program"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    # A variable in a function is inner.0 (gcc) or holder.inner (clang).
+    addresses = {re.sub(r"\.\d+$|^holder\.", "", row.split()[-1]): row.split()[0] for row in listed.splitlines()}
+    info = open_debug_info(tmp_path / "program")
+    info._symbols = None
+    info.begin_beside("main")
+    assert info.field("Range.addr.size") == info.field("Flat.addr.size") == Field(32, 16, "base")
+    assert info.field("Flat.b") == Field(50, 2, "base")
+    assert info.field("Flat.id") == Field(52, 256, "array", element=1)
+    assert info.field("Holder.v.has") == Field(24, 4, "base")
+    assert info.size("Address") == 32
+    assert info.address("ranges") == int(addresses["ranges"], 16)
+    assert info.address("inner") == int(addresses["inner"], 16)
 
 
 def test_codes_of_two_bytes_do_not_confuse() -> None:

@@ -1,0 +1,184 @@
+"""Finds entries of debug information by name, without reading it in order.
+
+A name is found by searching .debug_info for the offset that it has in .debug_str, or, in the units that number their
+strings, for its number. Both look like other numbers: an entry counts only when walking over its unit leads to it.
+
+Sources: the DWARF 5 standard, sections 2.15 and 7.5.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from dumpxlate.elf.dwarf_encoding import AT, FORM, STRING_INDEXES, WHAT, uleb
+from dumpxlate.errors import CorruptDumpError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from dumpxlate.elf.dies import Die, Dies
+    from dumpxlate.elf.dwarf_encoding import Unit
+
+__all__ = ["named"]
+
+_STRP, _IN_PLACE = frozenset({FORM["strp"]}), frozenset({FORM["string"]})
+_STRP_ALTERNATE = frozenset({FORM["strp_sup"], FORM["GNU_strp_alt"]})
+_STRINGS_LIMIT = 256
+_CANDIDATES_LIMIT = 1 << 16
+_ENTRIES_LIMIT = 1 << 20
+"""Entries below one."""
+_DEPTH_LIMIT = 64
+_LONGEST_HEAD = 12
+"""Bytes of an entry before its name: the code of its abbreviation, and a reference to its sibling (dwz)."""
+
+
+def named(dies: Dies, name: str, tags: frozenset[int], *, near: tuple[Die, ...] = ()) -> Iterator[Die]:
+    """Find complete definitions by name.
+
+    A name's offset looks like other numbers: an entry counts only when walking over its unit leads to it.
+
+    Args:
+        dies: where.
+        name: exactly.
+        tags: what they describe.
+        near: entries whose units are searched first: structures that belong together are found together.
+
+    Raises:
+        CorruptDumpError: there are more candidates than any program has.
+    """
+    budget = _CANDIDATES_LIMIT
+    units = {die.unit.start: die.unit for die in near if die.file is dies}
+    for candidates in (
+        _in_place(
+            dies, name, tags, [*((unit.first, unit.stop) for unit in units.values()), (0, len(dies.sections.info))]
+        ),
+        _by_number(dies, name, tags, units),
+    ):
+        for die in candidates:
+            budget -= 1
+            if budget < 0:
+                raise CorruptDumpError(f"too many entries may be {name!r}", what=WHAT)
+            if die and AT["declaration"] not in die.values and _begins_at(dies, die.unit, die.at):
+                yield die
+    if dies.alternate:
+        yield from named(dies.alternate, name, tags)
+
+
+def _in_place(dies: Dies, name: str, tags: frozenset[int], ranges: Iterable[tuple[int, int]]) -> Iterator[Die | None]:
+    """Find what may be entries with a name, or with its offset; None for each place that is none."""
+    encodings = list(_encodings(dies, name))
+    for start, stop in ranges:
+        for pattern, forms in encodings:
+            at = dies.sections.info.find(pattern, start, stop)
+            while at >= 0:
+                yield None
+                yield from _named_at(dies, at, forms, tags)
+                at = dies.sections.info.find(pattern, at + 1, stop)
+
+
+def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Mapping[int, Unit]) -> Iterator[Die | None]:
+    """Find what may be entries with the number of a name: units number their strings (DWARF 5, as clang writes it)."""
+    found = [(unit, number) for at in _offsets(dies.sections.strings, name) for unit, number in dies.numbers.of(at)]
+    found.sort(key=lambda row: row[0].start not in near)
+    for unit, number in found:
+        yield None
+        yield from _numbered(dies, unit, number, tags)
+
+
+def _encodings(dies: Dies, name: str) -> Iterator[tuple[bytes, frozenset[int]]]:
+    """Give the bytes that a name may be in an entry, and the forms of those."""
+    text = name.encode() + b"\0"
+    shared = dies.alternate.sections.strings if dies.alternate else b""
+    for strings, forms in ((dies.sections.strings, _STRP), (shared, _STRP_ALTERNATE)):
+        yield from ((at.to_bytes(4, dies.order), forms) for at in _offsets(strings, name))
+    yield text, _IN_PLACE
+
+
+def _offsets(strings: bytes, name: str) -> list[int]:
+    """Find where a name stands among strings; linkers let a string end another one, which is the less likely."""
+    ends = [found.start() for found in re.finditer(re.escape(name.encode() + b"\0"), strings)][:_STRINGS_LIMIT]
+    return sorted(ends, key=lambda at: at > 0 and strings[at - 1] != 0)
+
+
+def _named_at(dies: Dies, at: int, forms: frozenset[int], tags: frozenset[int]) -> Iterator[Die]:
+    """Decode the entries, of some tags, whose name may be what stands at an offset.
+
+    Args:
+        dies: where.
+        at: where in .debug_info the name is, or what refers to it.
+        forms: how names are encoded that look so.
+        tags: what the entries describe.
+
+    Raises:
+        CorruptDumpError: abbreviations do not decode.
+    """
+    unit = dies.unit_at(at)
+    if unit is None:
+        return
+    for start in range(at - 1, max(at - _LONGEST_HEAD, unit.first) - 1, -1):
+        try:
+            code, after = uleb(dies.sections.info, start)
+            found = dies.table(unit).get(code) if code and after <= at else None
+        except (IndexError, ValueError):
+            continue
+        if found and found.tag in tags and found.name[1] in forms and after + found.name[0] == at:
+            yield dies.die(start, unit)
+
+
+def _numbered(dies: Dies, unit: Unit, number: int, tags: frozenset[int]) -> Iterator[Die]:
+    """Decode the entries of a unit, of some tags, whose name may be the string of a number.
+
+    Raises:
+        CorruptDumpError: abbreviations do not decode.
+    """
+    try:
+        shapes = list(dies.table(unit).all())
+    except (IndexError, ValueError) as error:
+        raise CorruptDumpError("abbreviations leave their section", offset=unit.abbrev, what=WHAT) from error
+    for code, shape in shapes:
+        width = STRING_INDEXES.get(shape.name[1], 0) if shape.tag in tags and shape.name[0] >= 0 else 0
+        if number >> 8 * width or not width:
+            continue
+        text = re.escape(number.to_bytes(width, dies.order))
+        pattern = b"(?=%b.{%d}%b)" % (re.escape(code), shape.name[0], text)
+        for match in re.compile(pattern, re.DOTALL).finditer(dies.sections.info, unit.first, unit.stop):
+            try:
+                yield dies.die(match.start(), unit)
+            except CorruptDumpError:  # what looks like an entry is none
+                continue
+
+
+def _begins_at(dies: Dies, unit: Unit, at: int) -> bool:
+    """Tell whether an entry of a unit really begins at an offset: walks over those before it, from the first.
+
+    Raises:
+        CorruptDumpError: they do not decode.
+    """
+    around, here = unit.first, dies.die(unit.first, unit).after
+    for _ in range(_DEPTH_LIMIT):
+        while here < at:
+            around, here = here, _behind(dies, unit, here)
+            if here == around:  # the end of a list of children
+                return False
+        if here == at:
+            return True
+        here = dies.die(around, unit).after
+        if here > at:
+            return False
+    return False
+
+
+def _behind(dies: Dies, unit: Unit, at: int) -> int:
+    """Give where the entry behind one and all below it begins; where it is itself, for the end of a list."""
+    found, after = dies.skip(unit, at)
+    if found is None:
+        return at
+    if not found.children:
+        return after
+    if found.sibling >= 0 and found.size >= 0 and unit.is_usual:
+        place = after - found.size + found.sibling
+        following = unit.start + int.from_bytes(dies.sections.info[place : place + 4], dies.order)
+        if following > after:
+            return following
+    return dies.behind_all(unit, after, 1, _ENTRIES_LIMIT)[0]
