@@ -48,6 +48,8 @@ _KINDS = {
     **dict.fromkeys(_STRUCTS, "struct"),
 }
 _CHAIN_LIMIT = 64
+_NAMELESS_LIMIT = 1024
+"""Nameless structures in one: those of QEMU's processors have some ten."""
 _OP_ADDR, _OP_PLUS_UCONST, _OP_ADDRX = 0x03, 0x23, 0xA1
 
 
@@ -95,6 +97,7 @@ class DebugInfo:
         self.dies = dies
         self._symbols = symbols
         self._types: dict[str, Die | None] = {}
+        self._known: dict[tuple[int, int], dict[bytes, tuple[int, Die]]] = {}
         self._hints: tuple[Die, ...] = ()
 
     def begin_beside(self, function: str) -> None:
@@ -132,10 +135,10 @@ class DebugInfo:
         die: Die | None = self._type(first)
         offset = 0
         for name in members:
-            found = _member(die, name.encode()) if die else None
+            found = self._members(die).get(name.encode()) if die else None
             if found is None:
                 return None
-            offset, die = offset + found[0], self._complete(found[1])
+            offset, die = offset + found[0] + _location(found[1]), self._complete(found[1].target("type"))
         return None if die is None else _described(die, offset)
 
     def address(self, name: str) -> int | None:
@@ -156,6 +159,12 @@ class DebugInfo:
             if at >= 0:
                 return at
         return None
+
+    def _members(self, die: Die) -> dict[bytes, tuple[int, Die]]:
+        key = id(die.file), die.at
+        if key not in self._known:
+            self._known[key] = _members(die)
+        return self._known[key]
 
     def _complete(self, die: Die | None) -> Die | None:
         """Strip names and qualifiers off a type; where a unit has only declared it, find the definition."""
@@ -237,21 +246,22 @@ def _stripped(die: Die | None) -> Die | None:
     raise CorruptDumpError("a type is defined by itself", what=WHAT)
 
 
-def _member(die: Die, name: bytes, depth: int = 0) -> tuple[int, Die | None] | None:
-    """Find a member of a structure: its offset and its type."""
-    if depth > _CHAIN_LIMIT:
-        raise CorruptDumpError("structures inside one another do not end", offset=die.at, what=WHAT)
-    for child in die.children() if die.tag in _STRUCTS else ():
-        if child.tag != TAG["member"]:
-            continue
-        label = child.text()
-        if label == name:
-            return _location(child), child.target("type")
-        if label is None and (nameless := _stripped(child.target("type"))) is not None:
-            inner = _member(nameless, name, depth + 1)
-            if inner:
-                return _location(child) + inner[0], inner[1]
-    return None
+def _members(die: Die) -> dict[bytes, tuple[int, Die]]:
+    """Give the members of a structure by name; with each where the structure is that it lies right in."""
+    found: dict[bytes, tuple[int, Die]] = {}
+    holders = [(die, 0)]
+    for holder, start in holders:
+        if len(holders) > _NAMELESS_LIMIT:
+            raise CorruptDumpError("structures inside one another do not end", offset=die.at, what=WHAT)
+        for child in holder.children() if holder.tag in _STRUCTS else ():
+            if child.tag != TAG["member"]:
+                continue
+            label = child.text()
+            if label is not None:
+                found.setdefault(label, (start, child))
+            elif (nameless := _stripped(child.target("type"))) is not None:
+                holders.append((nameless, start + _location(child)))
+    return found
 
 
 def _address(variable: Die, location: bytes) -> int:

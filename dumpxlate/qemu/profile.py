@@ -5,7 +5,7 @@ the same numbers as a small JSON file (docs/schemas/qemu-profile-1.json), made w
 What a release does not have is absent: the readers choose by what is there, not by a version.
 
 Sources: qemu include/exec/memory.h (system/memory.h since 10.0, memory.c before 2.11), include/exec/ramblock.h,
-ramlist.h, hw/core/cpu.h, target/i386/cpu.h, hw/misc/vmcoreinfo.c; releases 2.0 to 10.2.
+ramlist.h, hw/core/cpu.h, target/*/cpu.h, hw/misc/vmcoreinfo.c; releases 2.0 to 10.2.
 """
 
 from __future__ import annotations
@@ -65,9 +65,16 @@ _OPTIONAL = [
     "SegmentCache.limit",
     "SegmentCache.flags",
 ]
-_PROCESSORS = ("ArchCPU", "X86CPU")
+_PROCESSORS = ("ArchCPU", "X86CPU", "ARMCPU", "PowerPCCPU", "S390CPU", "RISCVCPU")
 """What the structure of a processor is called: the same on all architectures since 7.1."""
-_REGISTERS = ["regs", "eip", "eflags", "segs", "ldt", "tr", "gdt", "idt", "cr", "kernelgsbase", "efer"]
+_REGISTERS = {
+    # The one that tells the architecture first.
+    "eip": "regs eflags segs ldt tr gdt idt cr kernelgsbase efer",
+    "xregs": "pc pstate aarch64 regs NF ZF CF VF QF GE daif btype thumb condexec_bits uncached_cpsr",
+    "nip": "gpr msr crf lr ctr xer so ov ca ov32 ca32 spr",
+    "psw.addr": "psw.mask regs aregs",
+    "stvec": "gpr pc",
+}
 _SIZES = ("FlatRange", "SegmentCache")
 _VARIABLES = ["address_space_memory", "ram_list", "cpus", "cpus_queue", "vmcoreinfo_state", "kvm_allowed"]
 
@@ -214,10 +221,13 @@ def _narrow(info: DebugInfo, places: dict[str, Place]) -> None:
 
 
 def _registers(info: DebugInfo) -> dict[str, Place]:
-    """Find the registers of x86 processors."""
+    """Find the registers of processors of the architectures that are known."""
     for name in _PROCESSORS:
-        found = {f"env.{register}": info.field(f"{name}.env.{register}") for register in _REGISTERS}
-        places = {path: Place(place.offset, place.size) for path, place in found.items() if place}
-        if "env.eip" in places:
-            return places
+        if info.size(name) is None:
+            continue
+        for key, others in _REGISTERS.items():
+            if info.field(f"{name}.env.{key}") is None:
+                continue
+            found = {f"env.{register}": info.field(f"{name}.env.{register}") for register in (key, *others.split())}
+            return {path: Place(place.offset, place.size) for path, place in found.items() if place}
     return {}

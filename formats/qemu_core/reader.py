@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dumpxlate.arch import by_machine_or_unknown, by_name, i386, x86_64
+from dumpxlate.arch import arm, by_machine_or_unknown, by_name, i386, x86_64
 from dumpxlate.dump import Cpu, Dump, Machine
 from dumpxlate.errors import CorruptDumpError, PageUnavailableError, UnsupportedFeatureError
 from dumpxlate.formats.qemu_core.cpus import read_cpus
@@ -33,6 +33,7 @@ __all__ = ["open_core"]
 
 _PAGE = 4096
 _EFER_LMA = 1 << 10
+_MSR_LITTLE_ENDIAN = 1
 _ELF_NOTE = 1
 """Kind of what a guest gives the vmcoreinfo device (qemu docs/specs/vmcoreinfo.rst)."""
 _DEVICE = struct.Struct("<HHIQ")
@@ -180,12 +181,21 @@ def _touched(start: Int64s, length: Int64s, page_size: int) -> PageRuns:
 
 
 def _machine(process: Process, cpus: tuple[Cpu, ...]) -> tuple[Arch, Endian, tuple[Cpu, ...]]:
-    """Name the guest's architecture: as in QEMU's own dumps an x86 machine is what its first processor's mode says."""
+    """Name the guest's architecture, as its first processor's mode tells it: so do QEMU's own dumps of x86.
+
+    Registers of another width than the program's name promises are those of 32-bit code.
+    """
     arch = _arch(process)
-    if cpus and arch.name == "x86_64" and not cpus[0].registers.get("efer", _EFER_LMA) & _EFER_LMA:
+    first = cpus[0].registers if cpus else {}
+    if arch.name == "x86_64" and not first.get("efer", _EFER_LMA) & _EFER_LMA:
         arch = i386.ARCH
+    if arch.name == "aarch64" and "cpsr" in first:
+        arch = arm.ARCH
     if arch is i386.ARCH:
         cpus = tuple(Cpu(cpu.index, i386.narrow(cpu.registers), cpu.raw) for cpu in cpus)
+    little = any(cpu.registers.get("msr", 0) & _MSR_LITTLE_ENDIAN for cpu in cpus)
+    if arch.name == "ppc64":
+        return arch, "<" if little else ">", cpus
     return arch, arch.endians[0], cpus
 
 

@@ -6,6 +6,7 @@ readers must not know it. RAM blocks are as in include/exec/ramblock.h to the by
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,18 @@ COMMON = {
     "FlatRange": "mr *, offset_in_region 8, addr.start 16, addr.size 16, dirty_log_mask 1, readonly 1, pad 6",
     "CPUState": "pad 32, cpu_index 4, pad 4, node.tqe_next *, node.tqe_prev *, vcpu_dirty 1, pad 7",
     "SegmentCache": "selector 4, pad 4, base 8, limit 4, flags 4",
-    "env": "regs 128, eip 8, eflags 8, segs 144, ldt 24, tr 24, gdt 24, idt 24, cr 40, kernelgsbase 8, efer 8",
     "VMCoreInfoState": "pad 24, has_vmcoreinfo 1, pad 7, vmcoreinfo 16",
+}
+PROCESSORS = {
+    # What CPUArchState has of each architecture; of an array also the size of an element.
+    "x86_64": "regs 16x8, eip 8, eflags 8, segs 18x8, ldt 24, tr 24, gdt 24, idt 24, cr 5x8, kernelgsbase 8, efer 8",
+    "aarch64": "regs 16x4, xregs 32x8, pc 8, pstate 4, aarch64 1, thumb 1, pad 2, uncached_cpsr 4, pad 30, CF 4, VF 4, "
+    "NF 4, ZF 4, QF 4, GE 4, condexec_bits 4, btype 4, daif 8",
+    "ppc64": "gpr 32x8, pad 256, lr 8, ctr 8, crf 8x4, pad 64, nip 8, so 8, ov 8, ca 8, ov32 8, ca32 8, msr 8, xer 8, "
+    "spr 1024x8",
+    "s390x": "regs 16x8, pad 512, aregs 16x4, pad 16, psw.mask 8, psw.addr 8",
+    "riscv64": "gpr 32x8, gprh 32x8, pc 8, load_res 8, stvec 8",
+    "loongarch64": "gpr 32x8, pc 8",
 }
 VARIABLES = ("address_space_memory", "ram_list", "cpus", "vmcoreinfo_state", "kvm_allowed")
 
@@ -144,12 +155,12 @@ class Heap:
 
 
 def members(text: str, pointer: int) -> tuple[dict[str, tuple[int, int]], int]:
-    """Offsets and sizes of members, each aligned to its size up to 8, and the size of all."""
+    """Offsets and sizes of members, numbers aligned to their size up to 8, and the size of all."""
     places: dict[str, tuple[int, int]] = {}
     at = 0
     for part in text.split(", "):
         name, width = part.split(" ")
-        size = pointer if width == "*" else int(width)
+        size = pointer if width == "*" else math.prod(map(int, width.split("x")))
         at = align(at, 8 if size in (8, 16, 24) and pointer == 8 else 4 if size >= 4 and name not in ("pad",) else 1)
         places[name] = (at, size)
         at += size
@@ -189,6 +200,7 @@ def build(
     program: str = "qemu-system-x86_64",
     words: Sequence[str] = (),
     registers: Sequence[dict[str, int]] = (),
+    processor: str = "x86_64",
     kvm: int = 0,
     dirty: int = 1,
     vmcoreinfo: tuple[int, int] | None = None,
@@ -206,6 +218,7 @@ def build(
         native: whether the host's compiler has __int128; else it is a structure, its low half first.
         words: the command line behind the program's name.
         registers: of each processor, by name: a number for each member of ``env`` that is one.
+        processor: one of PROCESSORS.
         vmcoreinfo: guest-physical address and size of the guest's note.
         lies: members of the FlatView that shall be wrong: nr, ranges.
         circle: "cpus" or "blocks": a list whose last element leads to its first.
@@ -213,14 +226,15 @@ def build(
         options: of ``elf.build``.
     """
     bases, pointer = BASES[bits], bits // 8
-    shapes = {name: members(text, pointer) for name, text in (COMMON | RELEASES[release]).items()}
+    texts = COMMON | RELEASES[release] | {"env": PROCESSORS[processor]}
+    shapes = {name: members(text, pointer) for name, text in texts.items()}
     heap = Heap(bases["heap"], order, pointer)
     block = Block("pc.ram", block_of(guest)) if blocks is None else None
     all_blocks = [block, Block("/rom@etc/acpi/tables", bytes(2 * PAGE))] if block else list(blocks or ())
     all_ranges = ranges_of(guest, Region(block)) if ranges is None else list(ranges)
     first_block = _blocks(heap, shapes, all_blocks, bases["ram"], circle == "blocks")
     view = _view(heap, shapes, all_ranges, native, lies or {})
-    cpus = _cpus(heap, shapes, registers, dirty, circle == "cpus")
+    cpus = _cpus(heap, shapes, registers, PROCESSORS[processor], dirty, circle == "cpus")
     data = Heap(bases["program"] + DATA, order, pointer)
     space, blocks_at, cpu_head, device, kvm_at = (
         data.take(size) for size in (shapes["AddressSpace"][1], shapes["RAMList"][1], 16, pointer, 1)
@@ -301,10 +315,13 @@ def _view(heap: Heap, shapes: dict[str, Any], ranges: Sequence[Range], native: b
     return view
 
 
-def _cpus(heap: Heap, shapes: dict[str, Any], registers: Sequence[dict[str, int]], dirty: int, circle: bool) -> int:
+def _cpus(
+    heap: Heap, shapes: dict[str, Any], registers: Sequence[dict[str, int]], env_text: str, dirty: int, circle: bool
+) -> int:
     """Put the processors, one behind the other in their list; gives the first."""
     state, size = shapes["CPUState"]
     env, env_size = shapes["env"]
+    widths = {name: int(size.split("x")[1]) for name, size in map(str.split, env_text.split(", ")) if "x" in size}
     first = previous = 0
     for number, values in enumerate(registers):
         at = heap.take(size + env_size)
@@ -314,7 +331,7 @@ def _cpus(heap: Heap, shapes: dict[str, Any], registers: Sequence[dict[str, int]
             member, _, index = name.partition("[")
             offset, width = env[member]
             if index:
-                offset, width = offset + 8 * int(index[:-1]), 8
+                offset, width = offset + widths[member] * int(index[:-1]), widths[member]
             heap.put(at, (size + offset, width), value)
         if previous:
             heap.put(previous, state["node.tqe_next"], at)

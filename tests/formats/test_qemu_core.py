@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import dumpxlate
 from dumpxlate import errors
+from dumpxlate.elf.debug_files import open_debug_info
 from dumpxlate.format import Confidence, OpenOptions
 from dumpxlate.formats.qemu_core import FORMAT
 from dumpxlate.io.source import BytesSource, open_source
@@ -207,7 +208,7 @@ def debug_file(profile: dict[str, Any], *, build_id: bytes = qemu_core.BUILD_ID)
         inner: dict[str, list[Any]] = {}
         for field, (offset, size) in fields.items():
             if size not in kinds:
-                kinds[size] = dwarf.base(f"bytes{size}", min(size, 255)) if size < 256 else text(number, dies)
+                kinds[size] = dwarf.base(f"bytes{size}", min(size, 255)) if size < 256 else text(size, dies)
                 dies.append(kinds[size])
             first, dot, rest = field.partition(".")
             kind = wide if name == "FlatRange" and dot else kinds[size]
@@ -226,10 +227,10 @@ def debug_file(profile: dict[str, Any], *, build_id: bytes = qemu_core.BUILD_ID)
     return dwarf.elf_file(dwarf.build([dies]), entry=int(profile["entry"], 16), build_id=build_id, symbols=symbols)
 
 
-def text(number: Any, dies: list[Any]) -> Any:
+def text(size: int, dies: list[Any]) -> Any:
     char = dwarf.base("char", 1)
     dies.append(char)
-    return dwarf.Die("array", [("type", "ref4", char)], [dwarf.Die("subrange", [("upper_bound", "data2", 255)])])
+    return dwarf.Die("array", [("type", "ref4", char)], [dwarf.Die("subrange", [("upper_bound", "data2", size - 1)])])
 
 
 class TestLooks:
@@ -433,6 +434,89 @@ class TestProcessors:
         dump = opened(core, known(core))
         assert dump.machine.arch.name == "i386"
         assert dump.cpus[0].registers["eip"] == 0xFFF0
+
+    def other(self, known: Callable[[Core], OpenOptions], name: str, **values: int) -> Dump:
+        """A core of a machine of another architecture, opened."""
+        rows = {key.replace("_of_", "[") + "]" if "_of_" in key else key: value for key, value in values.items()}
+        core = qemu_core.build(GUEST, program=f"qemu-system-{name}", processor=name, registers=[rows] * 2)
+        dump = opened(core, known(core))
+        assert len(dump.cpus) == 2
+        return dump
+
+    def test_aarch64(self, known: Callable[[Core], OpenOptions]) -> None:
+        rows = {f"xregs_of_{number}": 0xFFFF000000000000 + number for number in range(32)}
+        flags = {"NF": 1 << 31, "ZF": 5, "CF": 1, "VF": 1 << 31, "daif": 0x3C0, "btype": 2, "pstate": 0x5}
+        dump = self.other(known, "aarch64", aarch64=1, pc=0xFFFF800010000000, **rows, **flags)
+        found = dump.cpus[0].registers
+        assert dump.machine.arch.name == "aarch64"
+        assert [found[f"x{number}"] for number in range(31)] == [0xFFFF000000000000 + number for number in range(31)]
+        assert (found["sp"], found["pc"], found["pstate"]) == (0xFFFF00000000001F, 0xFFFF800010000000, 0xB0000BC5)
+        assert not any("registers are not read" in remark for remark in dump.remarks)
+        assert set(found) == set(dump.machine.arch.prstatus.fields)
+
+    def test_aarch64_in_32_bit_code(self, known: Callable[[Core], OpenOptions]) -> None:
+        rows = {f"regs_of_{number}": 0x100 + number for number in range(16)}
+        flags = {"NF": 0x7FFFFFFF, "ZF": 0, "CF": 1, "QF": 1, "GE": 0xA, "thumb": 1, "condexec_bits": 0xFD}
+        dump = self.other(known, "aarch64", **rows, **flags, daif=0x3C0, uncached_cpsr=0x13)
+        found = dump.cpus[0].registers
+        assert dump.machine.arch.name == "arm"
+        assert [found[f"r{number}"] for number in range(16)] == [0x100 + number for number in range(16)]
+        # Z, C, Q, IT[1:0] 1, GE, IT[7:2], A I F, T, mode svc
+        assert found["cpsr"] == 0x6000_0000 | 1 << 27 | 1 << 25 | 0xA << 16 | 0xFC00 | 0x1C0 | 0x20 | 0x13
+
+    def test_ppc64(self, known: Callable[[Core], OpenOptions]) -> None:
+        rows = {f"gpr_of_{number}": 0xC000000000000000 + number for number in range(32)} | {
+            "crf_of_0": 8,
+            "crf_of_7": 2,
+        }
+        more = {"so": 1, "ca": 1, "xer": 0x40, "spr_of_18": 0x42000000, "spr_of_19": 0xDA7A}
+        dump = self.other(known, "ppc64", nip=0xC000000000001000, msr=0x8000000000000001, lr=7, ctr=8, **rows, **more)
+        found = dump.cpus[0].registers
+        assert (dump.machine.arch.name, dump.machine.endian) == ("ppc64", "<")
+        assert [found[f"gpr{number}"] for number in range(32)] == [0xC000000000000000 + number for number in range(32)]
+        names = ("nip", "msr", "link", "ctr", "xer", "ccr", "dsisr", "dar")
+        wanted = [0xC000000000001000, 0x8000000000000001, 7, 8, 0xA0000040, 0x80000002, 0x42000000, 0xDA7A]
+        assert [found[name] for name in names] == wanted
+        assert self.other(known, "ppc64", msr=0x8000000000000000).machine.endian == ">"
+
+    def test_s390x(self, known: Callable[[Core], OpenOptions]) -> None:
+        rows = {f"regs_of_{number}": 1 << 40 | number for number in range(16)}
+        rows |= {f"aregs_of_{number}": number for number in range(16)}
+        mask = {"psw.mask": 0x0404C00180000000, "psw.addr": 0x12345678}
+        dump = self.other(known, "s390x", **rows, **mask)
+        found = dump.cpus[1].registers
+        assert (dump.machine.arch.name, dump.machine.endian) == ("s390x", ">")
+        assert [found[f"gpr{number}"] for number in range(16)] == [1 << 40 | number for number in range(16)]
+        assert [found[f"acr{number}"] for number in range(16)] == list(range(16))
+        assert (found["psw_mask"], found["psw_addr"]) == (0x0404C00180000000, 0x12345678)
+
+    def test_riscv64(self, known: Callable[[Core], OpenOptions]) -> None:
+        rows = {f"gpr_of_{number}": number << 32 for number in range(32)}
+        found = self.other(known, "riscv64", pc=0xFFFFFFFF80000000, **rows).cpus[0].registers
+        assert (found["pc"], found["ra"], found["sp"], found["a0"]) == (0xFFFFFFFF80000000, 1 << 32, 2 << 32, 10 << 32)
+        assert found["t6"] == 31 << 32
+        assert len(found) == 32
+
+    @pytest.mark.parametrize("name", list(qemu_core.PROCESSORS))
+    def test_registers_from_debug_information(self, name: str, tmp_path: Path) -> None:
+        """What is looked up is what is needed: a profile of debug information has the same registers."""
+        core = qemu_core.build(GUEST, program=f"qemu-system-{name}", processor=name)
+        path = tmp_path / "qemu.debug"
+        path.write_bytes(debug_file(core.profile))
+        found = Profile.from_debug_info(open_debug_info(path), "x").places
+        rows = {path: [place.offset, place.size] for path, place in found.items() if path.startswith("env.")}
+        wanted = {path: row for path, row in core.profile["places"].items() if path.startswith("env.")}
+        unused = {"env.pad", "env.gprh", "env.load_res"}
+        assert rows == ({} if name == "loongarch64" else {path: wanted[path] for path in wanted.keys() - unused})
+
+    def test_registers_of_an_unknown_architecture_are_a_loss(
+        self, known: Callable[[Core], OpenOptions], tmp_path: Path
+    ) -> None:
+        core = qemu_core.build(GUEST, program="qemu-system-loongarch64", processor="loongarch64", registers=[{"pc": 1}])
+        del core.profile["places"]["env.gpr"]  # what makes a profile leaves it out
+        dump = opened(core, known(core))
+        assert dump.cpus == ()
+        assert any("those of this architecture are not known" in remark for remark in dump.remarks)
 
     @pytest.mark.parametrize(("kvm", "dirty", "stale"), [(0, 0, False), (1, 1, False), (1, 0, True)])
     def test_stale_registers(self, known: Callable[[Core], OpenOptions], kvm: int, dirty: int, stale: bool) -> None:
@@ -653,8 +737,6 @@ def test_real_cores_equal_qemus_own_dump(real: Callable[[str], Path], tmp_path: 
     if way == "debug information":
         hints = QemuHints(debug_file=str(debug_file))
     if way == "profile":
-        from dumpxlate.elf.debug_files import open_debug_info
-
         path = tmp_path / "profile.json"
         path.write_text(Profile.from_debug_info(open_debug_info(debug_file), "x").to_json())
         hints = QemuHints(profile=str(path))
