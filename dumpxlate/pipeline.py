@@ -32,8 +32,6 @@ from dumpxlate.progress import Meter, Progress
 from dumpxlate.registry import find_format
 from dumpxlate.stores import MISS_LIMIT
 from dumpxlate.verify.missing import BadRuns, bad_runs, missing_pages
-from dumpxlate.verify.output import Written
-from dumpxlate.verify.output import verify as check_output
 from dumpxlate.writing.destination import FLATTENED, Named, open_destination
 from dumpxlate.writing.inputs import changed, identity, states
 from dumpxlate.writing.report import Report
@@ -264,6 +262,9 @@ class _Run:
 
     def _verify(self, where: Destination, report: Report) -> None:
         """Compare the output with the dump; one that is wrong is not kept, whatever was asked."""
+        from dumpxlate.verify.output import Written
+        from dumpxlate.verify.output import verify as check_output
+
         assert isinstance(where.outer, FileSink)
         assert where.outer.partial
         bad = report.pages_out.get("bad", 0)

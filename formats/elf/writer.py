@@ -16,7 +16,6 @@ from dumpxlate.formats.elf.loads import mapped_loads, plain_loads
 from dumpxlate.guest_notes import notes_for
 from dumpxlate.pages import CodecId
 from dumpxlate.pageset import PageRuns, difference, intersection
-from dumpxlate.paging.guest import guest_mappings
 from dumpxlate.version import PRODUCER
 from dumpxlate.window import Window
 
@@ -66,7 +65,7 @@ class ElfWriter:
         self._window = Window.of(dump.pages, options)
         self.pages: PageSet = self._window.cut(dump.pages.stored)
         missing: PageSet = difference(self._window.cut(dump.pages.ram), self.pages)
-        mappings = guest_mappings(dump) if options.paging else None
+        mappings = _mappings(dump) if options.paging else None
         if options.paging:
             self.remarks = _remarks(mappings)
         if mappings is not None and options.paging == "mapped":
@@ -133,6 +132,13 @@ def _note_segment(length: int) -> Segments:
     zero = np.zeros(1, np.int64)
     made = Segments.make(zero, np.array([length]), filesz=np.array([length]), offset=zero.copy())
     return replace(made, type=np.array([PT_NOTE]), flags=zero, memsz=zero)
+
+
+def _mappings(dump: Dump) -> Mappings | None:
+    """Follow the guest's page tables; None where no processor has paging. Most conversions need nothing of it."""
+    from dumpxlate.paging.guest import guest_mappings
+
+    return guest_mappings(dump)
 
 
 def _remarks(mappings: Mappings | None) -> tuple[str, ...]:
