@@ -8,6 +8,7 @@ Sources: the DWARF 5 standard, sections 2.15 and 7.5.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ _STRP, _IN_PLACE = frozenset({FORM["strp"]}), frozenset({FORM["string"]})
 _STRP_ALTERNATE = frozenset({FORM["strp_sup"], FORM["GNU_strp_alt"]})
 _STRINGS_LIMIT = 256
 _CANDIDATES_LIMIT = 1 << 16
+_SEARCHES_LIMIT = 16
+"""Times that all units are searched for one name: a unit has a string once, two names may end alike."""
+_HEADS_LIMIT = 1024
+"""Kinds of entries with names that one unit has: real ones have some thirty."""
 _ENTRIES_LIMIT = 1 << 20
 """Entries below one."""
 _DEPTH_LIMIT = 64
@@ -78,8 +83,18 @@ def _in_place(dies: Dies, name: str, tags: frozenset[int], ranges: Iterable[tupl
 
 
 def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Mapping[int, Unit]) -> Iterator[Die | None]:
-    """Find what may be entries with the number of a name: units number their strings (DWARF 5, as clang writes it)."""
-    found = [(unit, number) for at in _offsets(dies.sections.strings, name) for unit, number in dies.numbers.of(at)]
+    """Find what may be entries with the number of a name: units number their strings (DWARF 5, as clang writes it).
+
+    Raises:
+        CorruptDumpError: units share so much that searching them would not end.
+    """
+    found: list[tuple[Unit, int]] = []
+    work = _SEARCHES_LIMIT * len(dies.sections.info)
+    for unit, number in (row for at in _offsets(dies.sections.strings, name) for row in dies.numbers.of(at)):
+        work -= unit.stop - unit.start
+        if work < 0:
+            raise CorruptDumpError(f"too many units number {name!r}", what=WHAT)
+        found.append((unit, number))
     found.sort(key=lambda row: row[0].start not in near)
     for unit, number in found:
         yield None
@@ -132,21 +147,34 @@ def _numbered(dies: Dies, unit: Unit, number: int, tags: frozenset[int]) -> Iter
     Raises:
         CorruptDumpError: abbreviations do not decode.
     """
+    info = dies.sections.info
+    for width, heads in _heads(dies, unit, tags).items():
+        if number >> 8 * width:
+            continue
+        pattern = number.to_bytes(width, dies.order)
+        at = info.find(pattern, unit.first, unit.stop)
+        while at >= 0:
+            for gap, code in heads:
+                start = at - gap - len(code)
+                if start >= unit.first and info.startswith(code, start):
+                    with contextlib.suppress(CorruptDumpError):  # what looks like an entry may be none
+                        yield dies.die(start, unit)
+            at = info.find(pattern, at + 1, unit.stop)
+
+
+def _heads(dies: Dies, unit: Unit, tags: frozenset[int]) -> dict[int, list[tuple[int, bytes]]]:
+    """Give the codes of entries, of some tags, whose names have numbers: by width, with the bytes between."""
+    found: dict[int, list[tuple[int, bytes]]] = {}
     try:
-        shapes = list(dies.table(unit).all())
+        for code, shape in dies.table(unit).all():
+            gap, form = shape.name
+            if shape.tag in tags and gap >= 0 and form in STRING_INDEXES:
+                found.setdefault(STRING_INDEXES[form], []).append((gap, code))
     except (IndexError, ValueError) as error:
         raise CorruptDumpError("abbreviations leave their section", offset=unit.abbrev, what=WHAT) from error
-    for code, shape in shapes:
-        width = STRING_INDEXES.get(shape.name[1], 0) if shape.tag in tags and shape.name[0] >= 0 else 0
-        if number >> 8 * width or not width:
-            continue
-        text = re.escape(number.to_bytes(width, dies.order))
-        pattern = b"(?=%b.{%d}%b)" % (re.escape(code), shape.name[0], text)
-        for match in re.compile(pattern, re.DOTALL).finditer(dies.sections.info, unit.first, unit.stop):
-            try:
-                yield dies.die(match.start(), unit)
-            except CorruptDumpError:  # what looks like an entry is none
-                continue
+    if sum(map(len, found.values())) > _HEADS_LIMIT:
+        raise CorruptDumpError(f"more than {_HEADS_LIMIT} kinds of names", offset=unit.abbrev, what=WHAT)
+    return found
 
 
 def _begins_at(dies: Dies, unit: Unit, at: int) -> bool:

@@ -50,6 +50,8 @@ WHAT = "debug information"
 _UNITS_LIMIT = 1 << 18
 """Units of one file: Linux has 3,000, a browser 30,000."""
 _CODES_LIMIT = 1 << 16
+_ATTRIBUTES_LIMIT = 256
+"""Attributes of one entry: compilers write 30 at most."""
 _DWARF64 = 0xFFFFFFFF
 _DWO, _TYPE = (4, 5), (2, 6)  # types of units whose headers are longer
 
@@ -162,6 +164,8 @@ def _abbreviation(match: re.Match[bytes]) -> Abbreviation:
         form, at = uleb(pairs, at)
         constant, at = sleb(pairs, at) if form == FORM["implicit_const"] else (0, at)
         forms.append((attribute, form, constant))
+        if len(forms) > _ATTRIBUTES_LIMIT:  # some take no room in entries
+            raise CorruptDumpError(f"an abbreviation of more than {_ATTRIBUTES_LIMIT} attributes", what=WHAT)
     return Abbreviation(uleb(match[2], 0)[0], match[3] != b"\0", tuple(forms), *_usual_places(forms))
 
 

@@ -95,6 +95,22 @@ def test_strings_with_numbers(order: str, form: str, first: int) -> None:
         assert None in (less.address("state"), less.size("FlatRange"))
 
 
+def test_every_number_a_name() -> None:
+    sections = dwarf.build([sample()], version=5, numbered="strx2")
+    at = sections[".debug_str"].index(b"FlatRange")
+    table = struct.pack("<I", at) * 60_000
+    sections[".debug_str_offsets"] = struct.pack("<IHH", 4 + len(table), 5, 0) + table
+    info = read(sections)
+    with pytest.raises(errors.CorruptDumpError, match="too many units number 'FlatRange'"):
+        info.size("FlatRange")
+
+
+def test_attributes_that_take_no_room() -> None:
+    many = Die("variable", [("name", "strp", "x"), *[("declaration", "flag_present", 1)] * 300])
+    with pytest.raises(errors.CorruptDumpError, match="more than 256 attributes"):
+        read(dwarf.build([[many]])).address("x")
+
+
 @pytest.mark.parametrize(("version", "numbered"), [(4, ""), (5, ""), (5, "strx1")])
 def test_types_in_units_of_their_own(version: int, numbered: str) -> None:
     """As gcc -fdebug-types-section writes them; a type may have no name, or the name of another unit's."""
