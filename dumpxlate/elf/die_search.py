@@ -93,7 +93,7 @@ def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Mapping[int, U
     for unit, number in (row for at in _offsets(dies.sections.strings, name) for row in dies.numbers.of(at)):
         work -= unit.stop - unit.start
         if work < 0:
-            raise CorruptDumpError(f"too many units number {name!r}", what=WHAT)
+            raise CorruptDumpError(f"too many units number {name!r}", offset=unit.start, what=WHAT)
         found.append((unit, number))
     found.sort(key=lambda row: row[0].start not in near)
     for unit, number in found:

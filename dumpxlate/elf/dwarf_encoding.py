@@ -165,7 +165,9 @@ def _abbreviation(match: re.Match[bytes]) -> Abbreviation:
         constant, at = sleb(pairs, at) if form == FORM["implicit_const"] else (0, at)
         forms.append((attribute, form, constant))
         if len(forms) > _ATTRIBUTES_LIMIT:  # some take no room in entries
-            raise CorruptDumpError(f"an abbreviation of more than {_ATTRIBUTES_LIMIT} attributes", what=WHAT)
+            raise CorruptDumpError(
+                f"more than {_ATTRIBUTES_LIMIT} attributes", offset=match.start(), what="abbreviation"
+            )
     return Abbreviation(uleb(match[2], 0)[0], match[3] != b"\0", tuple(forms), *_usual_places(forms))
 
 

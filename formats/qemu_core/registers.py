@@ -26,6 +26,7 @@ _PARTS = {"": "selector", "_base": "base", "_limit": "limit", "_flags": "flags"}
 _RISCV = ("", *list(RISCV64.prstatus.fields)[1:])
 """Names of x1 to x31: pc stands before them in notes."""
 
+_WIDTHS = (4, 8)
 _DSISR, _DAR = 18, 19
 """Numbers of special purpose registers."""
 
@@ -48,15 +49,13 @@ def _single(reader: Reader, at: int, names: dict[str, str]) -> dict[str, int]:
     return {name: reader.member(at, path) for name, path in names.items() if path in reader.profile.places}
 
 
-def _row(reader: Reader, at: int, path: str, width: int) -> list[int]:
-    """Read an array of numbers of so many bytes; nothing where the build does not have it."""
+def _row(reader: Reader, at: int, path: str, width: int, most: int) -> list[int]:
+    """Read an array of numbers of so many bytes, its first ones; nothing where the build does not have it."""
     place = reader.profile.place(path)
-    count = place.size // width if place and width else 0
-    return (
-        [reader.process.word(at + place.offset + number * width, width, path) for number in range(count)]
-        if place
-        else []
-    )
+    if place is None or width not in _WIDTHS:
+        return []
+    count, start = min(place.size // width, most), at + place.offset
+    return [reader.process.word(start + number * width, width, path) for number in range(count)]
 
 
 def _numbered(stem: str, values: list[int]) -> dict[str, int]:
@@ -67,10 +66,10 @@ def _x86(reader: Reader, at: int) -> dict[str, int]:
     """Registers as QEMU's note has them, and EFER."""
     places = reader.profile.places
     width = places["env.eip"].size  # of the target: 4 in qemu-system-i386
-    found = dict(zip(_GENERAL, _row(reader, at, "env.regs", width), strict=False))
+    found = dict(zip(_GENERAL, _row(reader, at, "env.regs", width, len(_GENERAL)), strict=False))
     single = {"rip": "env.eip", "rflags": "env.eflags", "kernel_gs_base": "env.kernelgsbase", "efer": "env.efer"}
     found |= _single(reader, at, single)
-    control = _row(reader, at, "env.cr", width)
+    control = _row(reader, at, "env.cr", width, 5)
     found |= {f"cr{number}": control[number] for number in (0, 2, 3, 4) if number < len(control)}
     return found | _x86_segments(reader, at)
 
@@ -97,35 +96,37 @@ def _arm(reader: Reader, at: int) -> dict[str, int]:
     flags = part("NF") & 1 << 31 | (not part("ZF")) << 30 | (part("CF") & 1) << 29 | (part("VF") & 1 << 31) >> 3
     if part("aarch64") & 0xFF:
         pstate = flags | part("pstate") | part("daif") | part("btype") << 10
-        values = _row(reader, at, "env.xregs", 8)
+        values = _row(reader, at, "env.xregs", 8, 32)
         found = _numbered("x", values[:31]) | dict(zip(["sp"], values[31:], strict=False))
         return found | {"pc": part("pc"), "pstate": pstate}
     if_then = (part("condexec_bits") & 3) << 25 | (part("condexec_bits") & 0xFC) << 8
     cpsr = flags | part("QF") << 27 | part("GE") << 16 | part("thumb") << 5 | if_then
     cpsr |= part("uncached_cpsr") | part("daif") & 0x1C0
-    return _numbered("r", _row(reader, at, "env.regs", 4)) | {"cpsr": cpsr}
+    return _numbered("r", _row(reader, at, "env.regs", 4, 16)) | {"cpsr": cpsr}
 
 
 def _ppc(reader: Reader, at: int) -> dict[str, int]:
     width = reader.profile.places["env.nip"].size
-    found = _numbered("gpr", _row(reader, at, "env.gpr", width))
+    found = _numbered("gpr", _row(reader, at, "env.gpr", width, 32))
     found |= _single(reader, at, {"nip": "env.nip", "msr": "env.msr", "link": "env.lr", "ctr": "env.ctr"})
     parts = (("xer", 0), ("so", 31), ("ov", 30), ("ca", 29), ("ov32", 19), ("ca32", 18))
     xer = sum(reader.member(at, f"env.{name}") << shift for name, shift in parts)
-    fields = _row(reader, at, "env.crf", 4)[:8]
+    fields = _row(reader, at, "env.crf", 4, 8)
     ccr = sum((field & 0xF) << 4 * (7 - number) for number, field in enumerate(fields))
-    special = _row(reader, at, "env.spr", width)
-    return found | {"xer": xer, "ccr": ccr} | dict(zip(("dsisr", "dar"), special[_DSISR : _DAR + 1], strict=False))
+    special = _row(reader, at, "env.spr", width, _DAR + 1)
+    return found | {"xer": xer, "ccr": ccr} | dict(zip(("dsisr", "dar"), special[_DSISR:], strict=False))
 
 
 def _s390x(reader: Reader, at: int) -> dict[str, int]:
-    found = _numbered("gpr", _row(reader, at, "env.regs", 8)) | _numbered("acr", _row(reader, at, "env.aregs", 4))
+    found = _numbered("gpr", _row(reader, at, "env.regs", 8, 16)) | _numbered(
+        "acr", _row(reader, at, "env.aregs", 4, 16)
+    )
     return found | _single(reader, at, {"psw_mask": "env.psw.mask", "psw_addr": "env.psw.addr"})
 
 
 def _riscv(reader: Reader, at: int) -> dict[str, int]:
     place = reader.profile.places["env.gpr"]
-    values = _row(reader, at, "env.gpr", place.size // 32)
+    values = _row(reader, at, "env.gpr", place.size // 32, 32)
     found = {name: value for name, value in zip(_RISCV, values, strict=False) if name}
     return found | _single(reader, at, {"pc": "env.pc"})
 
