@@ -147,7 +147,7 @@ class Abbreviations:
     def _pass(self) -> None:
         if len(self._passed) >= _CODES_LIMIT:
             raise CorruptDumpError(f"more than {_CODES_LIMIT} abbreviations", offset=self.at, what=WHAT)
-        match = _DECLARATION.match(self.data, self.at)
+        match = _DECLARATION.match(self.data, self.at) if self.at < len(self.data) else None
         if match:
             self._passed.setdefault(uleb(match[1], 0)[0], match)
             self.at = match.end()

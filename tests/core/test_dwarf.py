@@ -105,6 +105,15 @@ def test_every_number_a_name() -> None:
         info.size("FlatRange")
 
 
+def test_abbreviations_that_are_nowhere() -> None:
+    sections = dwarf.build([sample()], version=5)
+    head = struct.unpack_from("<IHBBI", sections[".debug_info"])
+    for at in (len(sections[".debug_abbrev"]), 1 << 63):  # in 64-bit DWARF
+        wide = struct.pack("<IQHBBQ", 0xFFFFFFFF, head[0] + 4, *head[1:4], at) + sections[".debug_info"][12:]
+        with pytest.raises(errors.CorruptDumpError, match="entry leaves its section"):
+            read(sections | {".debug_info": wide}).dies.die(24)
+
+
 def test_attributes_that_take_no_room() -> None:
     many = Die("variable", [("name", "strp", "x"), *[("declaration", "flag_present", 1)] * 300])
     with pytest.raises(errors.CorruptDumpError, match="more than 256 attributes"):
