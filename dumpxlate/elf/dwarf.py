@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["AlternateFile", "DebugInfo", "Field", "alternate_of", "read_debug_info"]
 
 _STRUCTS = frozenset(TAG[name] for name in ("structure_type", "union_type", "class_type"))
-_TYPEDEF, _VARIABLE, _FUNCTION = (frozenset({TAG[name]}) for name in ("typedef", "variable", "subprogram"))
+_TYPEDEF, _VARIABLE = frozenset({TAG["typedef"]}), frozenset({TAG["variable"]})
 _QUALIFIERS = {TAG[name] for name in ("typedef", "const_type", "volatile_type", "restrict_type", "atomic_type")}
 _KINDS = {
     TAG["base_type"]: "base",
@@ -100,15 +100,15 @@ class DebugInfo:
         self._known: dict[tuple[int, int], dict[bytes, tuple[int, Die]]] = {}
         self._hints: tuple[Die, ...] = ()
 
-    def begin_beside(self, function: str) -> None:
-        """Look for types first in the unit that has a function, if one has it.
+    def begin_beside(self, variable: str) -> None:
+        """Look for types first in the unit that has a variable, if one has it.
 
         A type that is declared in many units and defined in one is found so without looking at all of them.
 
         Raises:
             CorruptDumpError: the debug information contradicts itself.
         """
-        self._hints += tuple(itertools.islice(named(self.dies, function, _FUNCTION), 1))
+        self._hints += tuple(itertools.islice(named(self.dies, variable, _VARIABLE), 1))
 
     def size(self, name: str) -> int | None:
         """Give the bytes of a structure or of another named type; None where there is none of that name.

@@ -39,7 +39,7 @@ _NEEDED = (  # noqa: SIM905 - shorter
     "AddressSpace.current_map FlatView.ranges FlatView.nr "
     "MemoryRegion.ram MemoryRegion.alias MemoryRegion.alias_offset RAMBlock.host RAMBlock.offset RAMBlock.idstr"
 ).split()
-_BESIDE = "render_memory_region"
+_BESIDE = "memory_region_transaction_depth"
 _CHOICES = (
     # Until 2.5 a region knows its RAM by an address in the space of all blocks, and until 2.2 blocks have one length.
     ("MemoryRegion.ram_block", "MemoryRegion.ram_addr"),

@@ -95,6 +95,20 @@ def test_strings_with_numbers(order: str, form: str, first: int) -> None:
         assert None in (less.address("state"), less.size("FlatRange"))
 
 
+@pytest.mark.parametrize("numbered", ["", "strx1"])
+def test_the_unit_to_begin_with(numbered: str) -> None:
+    """Units may define a name differently; the first counts, unless another is told to be looked at before."""
+    here = Die("variable", [("name", "strp", "here"), ("location", "exprloc", b"\x03" + bytes(8))])
+    units = [[int_ := base("int", 4), structure("Flat", 4, member("a", 0, int_))]]
+    units += [[wide := base("long", 8), structure("Flat", 16, member("a", 8, wide)), here]]
+    sections = dwarf.build(units, version=5, numbered=numbered)
+    assert read(sections).field("Flat.a") == Field(0, 4, "base")
+    info = read(sections)
+    info.begin_beside("nowhere")
+    info.begin_beside("here")
+    assert info.field("Flat.a") == Field(8, 8, "base")
+
+
 def test_every_number_a_name() -> None:
     sections = dwarf.build([sample()], version=5, numbered="strx2")
     at = sections[".debug_str"].index(b"FlatRange")
@@ -168,7 +182,8 @@ def test_what_compilers_write(tmp_path: Path, compiler: str, switches: str, type
     addresses = {re.sub(r"\.\d+$|^holder\.", "", row.split()[-1]): row.split()[0] for row in listed.splitlines()}
     info = open_debug_info(tmp_path / "program")
     info._symbols = None
-    info.begin_beside("main")
+    info.begin_beside("ranges")
+    assert info._hints
     assert info.field("Range.addr.size") == info.field("Flat.addr.size") == Field(32, 16, "base")
     assert info.field("Flat.b") == Field(50, 2, "base")
     assert info.field("Flat.id") == Field(52, 256, "array", element=1)
