@@ -8,116 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dumpxlate.canonical.store import CanonicalStore
-from dumpxlate.codecs import batch as batches
-from dumpxlate.codecs.workers import default_threads, ordered_map
-from dumpxlate.errors import (
-    CorruptDumpError,
-    CorruptPageError,
-    DumpxlateError,
-    LossyConversionError,
-    MapError,
-    OutputError,
-)
-from dumpxlate.format import Accompanied, Loss, Remarking, WriteOptions
+from dumpxlate.codecs.workers import default_threads
+from dumpxlate.errors import CorruptDumpError, DumpxlateError, OutputError
+from dumpxlate.format import WriteOptions
 from dumpxlate.io.sink import FileSink, PipeSink
-from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.registry import find_format
-from dumpxlate.stores import MISS_LIMIT
-from dumpxlate.verify.missing import BadRuns, bad_runs, missing_pages
 from dumpxlate.writing.destination import FLATTENED, Named, open_destination
 from dumpxlate.writing.inputs import changed, identity, states
-from dumpxlate.writing.report import Report
+from dumpxlate.writing.pump import BadPages, Pump
+from dumpxlate.writing.refusals import lost_beside, refuse_damage, refuse_loss
+from dumpxlate.writing.report import Report, completed
+from dumpxlate.writing.resume import Resumption
 from dumpxlate.writing.resume import resumption as prepare_resumption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from dumpxlate.dump import Dump
-    from dumpxlate.format import Writer
-    from dumpxlate.pages import PageStore
-    from dumpxlate.stores import MapFit
     from dumpxlate.writing.destination import Destination
-from dumpxlate.writing.resume import Resumption
 
 __all__ = ["FLATTENED", "BadPages", "Report", "convert", "convert_set"]
-
-BadPages: TypeAlias = Literal["stop", "skip", "zero"]
-"""What to do with a page that does not decode: stop, count it as left out, or write zeros in its place."""
-
-_LISTED = 1000
-"""Runs of missing pages that a report lists."""
-
-_FEW_SPANS = 16
-"""Up to so many pieces a batch is written straight from the input; beyond, gathering them first is faster."""
-
-
-@dataclass(slots=True)
-class _Pump:
-    """Moves pages from a store to a writer."""
-
-    store: PageStore
-    writer: Writer
-    bad_pages: BadPages
-    counts: Counter[str] = field(default_factory=Counter)
-    bad: BadRuns = field(default_factory=lambda: BadRuns(_LISTED))
-
-    def run(self, done: int, meter: Meter, threads: int, resumption: Resumption | None) -> None:
-        """Write everything that the writer wants and has not yet; ``done`` pages it has."""
-        size = self.store.page_size
-        meter.add(done * size)
-        todo = windows(self.writer.pages, size, begin=done)
-        with contextlib.closing(ordered_map(self.prepare, todo, threads=threads)) as prepared:
-            for batch in prepared:
-                self.write(batch)
-                done += len(batch.table)
-                if resumption:
-                    resumption.wrote(done, batch.table.state, self.counts)
-                meter.add(len(batch.table) * size)
-        self.writer.finish()
-
-    def prepare(self, window: tuple[int, int]) -> PageBatch:
-        """Bring the pages of a window of ranks into a form that the writer takes; runs in a worker."""
-        pfn = self.writer.pages.select(*window)
-        found = self.store.fetch(self.store.locate(pfn))
-        if self._passes(found.table):
-            return found
-        size = self.store.page_size
-        raw = batches.decode(found, size)
-        if len(raw.table.spans()[0]) > _FEW_SPANS:
-            raw = batches.gather(raw, size)
-        raw = batches.mark_zero(raw, size)
-        return batches.encode(raw, self.writer.codec, size) if self.writer.codec else raw
-
-    def _passes(self, table: PageTable) -> bool:
-        """Whether compressed pages may go on as they are."""
-        if self.writer.accepts <= {CodecId.RAW}:
-            return False
-        used = np.bincount(table.codec[table.state == PageState.STORED]).nonzero()[0]
-        return all(CodecId(codec) in self.writer.accepts for codec in used.tolist())
-
-    def write(self, ready: PageBatch) -> None:
-        """Count a batch by state and hand it to the writer."""
-        table = ready.table
-        bad = np.flatnonzero(table.state == PageState.BAD)
-        if len(bad):
-            found = self.store.locate(table.pfn[bad])
-            self.bad.add(bad_runs(self.store, found, np.arange(len(bad))))
-        if len(bad) and self.bad_pages == "stop":
-            raise CorruptPageError(
-                "does not decode (--bad-pages skip or zero goes on without it)", pfn=int(table.pfn[bad[0]])
-            )
-        for state, count in enumerate(np.bincount(table.state).tolist()):
-            if count:
-                self.counts[PageState(state).name.lower()] += count
-        self.writer.write(ready)
 
 
 def convert(
@@ -164,20 +78,20 @@ def convert(
         OutputError: the target exists, is the input, or is no regular file.
         VerificationError: the output does not hold what the dump holds.
     """
-    _refuse_damage(dump, salvage=salvage)
+    refuse_damage(dump, salvage=salvage)
     if canonical:
         dump = dump.canonical(progress=progress, threads=threads)
     if format == FLATTENED:
         format, flattened = "kdump", True
     options = options or WriteOptions()
     writer = find_format(format).writer(dump, options)
-    losses, fit = writer.losses + _lost_beside(writer, target), dump.fit()
+    losses, fit = writer.losses + lost_beside(writer, target), dump.fit()
     if not allow_loss:
-        _refuse_loss(dump, losses, fit)
+        refuse_loss(dump, losses, fit)
     flattened = flattened or (writer.seeks and isinstance(target, PipeSink))
     name = target.name if isinstance(target, PipeSink) else str(target)
     report = Report(dump.name, name, format, container=FLATTENED if flattened else None, losses=losses, fit=fit)
-    pump = _Pump(dump.pages, writer, bad_pages)
+    pump = Pump(dump.pages, writer, bad_pages)
     run = _Run(dump, pump, options, threads=default_threads() if threads is None else threads, progress=progress)
     return run.write(report, target, overwrite=overwrite, salvage=salvage, verify=verify, resume=resume)
 
@@ -195,7 +109,7 @@ class _Run:
     """
 
     dump: Dump
-    pump: _Pump
+    pump: Pump
     options: WriteOptions
     threads: int
     progress: Callable[[Progress], None] | None
@@ -234,7 +148,7 @@ class _Run:
             done = self._begin(where, resumption)
             self.pump.run(done, meter, self.threads, resumption)
             where.complete(writer)
-            report = _report(dump, self.pump, replace(report, bytes_written=where.outer.position, resumed=done))
+            report = completed(dump, self.pump, replace(report, bytes_written=where.outer.position, resumed=done))
             report = self._checked(report, changed(inputs), salvage=salvage)
             if verify:
                 self._verify(where, report)
@@ -331,50 +245,3 @@ def convert_set(
         convert(dump, f"{os.fspath(target)}.{number}", format, replace(options, part=(number, split)), **how)
         for number in ([part] if part is not None else range(1, split + 1))
     ]
-
-
-def _report(dump: Dump, pump: _Pump, report: Report) -> Report:
-    """Complete a report with what was counted."""
-    ram, writer = dump.pages.ram, pump.writer
-    excluded = pump.counts["excluded"] + ram.count - writer.pages.count
-    rewritten = dump.pages.rewritten() if isinstance(dump.pages, CanonicalStore) else None
-    said = writer.remarks if isinstance(writer, Remarking) else ()
-    return replace(
-        report,
-        pages_in=ram.count,
-        pages_out=dict(pump.counts) | {"excluded": excluded},
-        runs=len(ram.runs()[0]),
-        page_size=dump.pages.page_size,
-        damage=dump.damage,
-        remarks=said + (rewritten.remarks if rewritten else ()),
-        rewritten=rewritten,
-        missing=missing_pages(dump.pages, pump.bad),
-    )
-
-
-def _lost_beside(writer: Writer, target: str | os.PathLike[str] | PipeSink) -> tuple[Loss, ...]:
-    """Say what stands in the file beside the output, where there is no place beside it."""
-    if isinstance(target, PipeSink) and isinstance(writer, Accompanied):
-        return (Loss(writer.companion_holds, f"there is no place for {writer.companion_suffix} beside a pipe"),)
-    return ()
-
-
-def _refuse_damage(dump: Dump, *, salvage: bool) -> None:
-    """Stop where parts of the input are missing or broken, unless what is there will do."""
-    if dump.damage and not salvage:
-        raise CorruptDumpError(
-            f"{'; '.join(dump.damage)} (--salvage converts what is there)", path=dump.name, format=dump.format
-        )
-
-
-def _refuse_loss(dump: Dump, losses: Sequence[Loss], fit: MapFit | None) -> None:
-    """Stop before a byte is written where the result would not hold what the dump holds."""
-    if fit and not fit.fits:
-        raise MapError(
-            f"{dump.name}: the p2m map does not fit this dump: {fit}; up to {MISS_LIMIT:.0%} of either is accepted "
-            "(--allow-loss goes on all the same)"
-        )
-    if losses:
-        raise LossyConversionError(
-            f"{dump.name}: the target cannot carry {', '.join(map(str, losses))} (--allow-loss leaves it out)", losses
-        )

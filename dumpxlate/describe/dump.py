@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dumpxlate.dump import Cpu, Dump
     from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import PageStore
-    from dumpxlate.pipeline import Report
+    from dumpxlate.writing.report import Report
     from dumpxlate.stores import MapFit
     from dumpxlate.verify.missing import Missing
 

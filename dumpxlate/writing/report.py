@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from dumpxlate.verify.missing import Missing
+from dumpxlate.canonical.store import CanonicalStore
+from dumpxlate.format import Remarking
+from dumpxlate.verify.missing import Missing, missing_pages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dumpxlate.canonical.walk import Rewritten
+    from dumpxlate.dump import Dump
     from dumpxlate.format import Loss
     from dumpxlate.stores import MapFit
+    from dumpxlate.writing.pump import Pump
 
-__all__ = ["Report"]
+__all__ = ["Report", "completed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +69,22 @@ class Report:
     def complete(self) -> bool:
         """Whether everything that the input promises is in the output."""
         return not self.damage and not self.pages_out.get("bad")
+
+
+def completed(dump: Dump, pump: Pump, report: Report) -> Report:
+    """Complete a report with what was counted."""
+    ram, writer = dump.pages.ram, pump.writer
+    excluded = pump.counts["excluded"] + ram.count - writer.pages.count
+    rewritten = dump.pages.rewritten() if isinstance(dump.pages, CanonicalStore) else None
+    said = writer.remarks if isinstance(writer, Remarking) else ()
+    return replace(
+        report,
+        pages_in=ram.count,
+        pages_out=dict(pump.counts) | {"excluded": excluded},
+        runs=len(ram.runs()[0]),
+        page_size=dump.pages.page_size,
+        damage=dump.damage,
+        remarks=said + (rewritten.remarks if rewritten else ()),
+        rewritten=rewritten,
+        missing=missing_pages(dump.pages, pump.bad),
+    )

@@ -1,0 +1,94 @@
+"""Moves pages from a store to a writer: what the pipeline does with each batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from dumpxlate.codecs import batch as batches
+from dumpxlate.codecs.workers import ordered_map
+from dumpxlate.errors import CorruptPageError
+from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable, windows
+from dumpxlate.verify.missing import BadRuns, bad_runs
+
+if TYPE_CHECKING:
+    from dumpxlate.format import Writer
+    from dumpxlate.pages import PageStore
+    from dumpxlate.progress import Meter
+    from dumpxlate.writing.resume import Resumption
+
+__all__ = ["BadPages", "Pump"]
+
+BadPages: TypeAlias = Literal["stop", "skip", "zero"]
+"""What to do with a page that does not decode: stop, count it as left out, or write zeros in its place."""
+
+_LISTED = 1000
+"""Runs of missing pages that a report lists."""
+
+_FEW_SPANS = 16
+"""Up to so many pieces a batch is written straight from the input; beyond, gathering them first is faster."""
+
+
+@dataclass(slots=True)
+class Pump:
+    """Moves pages from a store to a writer."""
+
+    store: PageStore
+    writer: Writer
+    bad_pages: BadPages
+    counts: Counter[str] = field(default_factory=Counter)
+    bad: BadRuns = field(default_factory=lambda: BadRuns(_LISTED))
+
+    def run(self, done: int, meter: Meter, threads: int, resumption: Resumption | None) -> None:
+        """Write everything that the writer wants and has not yet; ``done`` pages it has."""
+        size = self.store.page_size
+        meter.add(done * size)
+        todo = windows(self.writer.pages, size, begin=done)
+        with contextlib.closing(ordered_map(self.prepare, todo, threads=threads)) as prepared:
+            for batch in prepared:
+                self.write(batch)
+                done += len(batch.table)
+                if resumption:
+                    resumption.wrote(done, batch.table.state, self.counts)
+                meter.add(len(batch.table) * size)
+        self.writer.finish()
+
+    def prepare(self, window: tuple[int, int]) -> PageBatch:
+        """Bring the pages of a window of ranks into a form that the writer takes; runs in a worker."""
+        pfn = self.writer.pages.select(*window)
+        found = self.store.fetch(self.store.locate(pfn))
+        if self._passes(found.table):
+            return found
+        size = self.store.page_size
+        raw = batches.decode(found, size)
+        if len(raw.table.spans()[0]) > _FEW_SPANS:
+            raw = batches.gather(raw, size)
+        raw = batches.mark_zero(raw, size)
+        return batches.encode(raw, self.writer.codec, size) if self.writer.codec else raw
+
+    def _passes(self, table: PageTable) -> bool:
+        """Whether compressed pages may go on as they are."""
+        if self.writer.accepts <= {CodecId.RAW}:
+            return False
+        used = np.bincount(table.codec[table.state == PageState.STORED]).nonzero()[0]
+        return all(CodecId(codec) in self.writer.accepts for codec in used.tolist())
+
+    def write(self, ready: PageBatch) -> None:
+        """Count a batch by state and hand it to the writer."""
+        table = ready.table
+        bad = np.flatnonzero(table.state == PageState.BAD)
+        if len(bad):
+            found = self.store.locate(table.pfn[bad])
+            self.bad.add(bad_runs(self.store, found, np.arange(len(bad))))
+        if len(bad) and self.bad_pages == "stop":
+            raise CorruptPageError(
+                "does not decode (--bad-pages skip or zero goes on without it)", pfn=int(table.pfn[bad[0]])
+            )
+        for state, count in enumerate(np.bincount(table.state).tolist()):
+            if count:
+                self.counts[PageState(state).name.lower()] += count
+        self.writer.write(ready)
