@@ -7,6 +7,7 @@
         UnknownFormatError          nothing recognised it                     .tried
         AmbiguousFormatError        two formats claim it equally              .matches
         UnsupportedFeatureError     recognised; this variant is not handled   .feature
+          NeedsAllError             one pass over a pipe will not do          .reason
         CorruptDumpError            the file contradicts itself               .offset .what
           TruncatedDumpError        it ends before something it promises      .wanted .available
           CorruptPageError          one page does not decode                  .pfn .codec
@@ -40,6 +41,7 @@ __all__ = [
     "LossyConversionError",
     "MapError",
     "MissingCodecError",
+    "NeedsAllError",
     "OutputError",
     "PageUnavailableError",
     "TranslationError",
@@ -94,6 +96,14 @@ class UnsupportedFeatureError(FormatError):
     def __init__(self, message: str, *, path: str | None = None, format: str | None = None, feature: str = "") -> None:
         super().__init__(message, path=path, format=format)
         self.feature = feature
+
+
+class NeedsAllError(UnsupportedFeatureError):
+    """One pass over a pipe will not do for a conversion, for a ``reason``; nothing was taken from the pipe yet."""
+
+    def __init__(self, reason: str, *, path: str) -> None:
+        super().__init__(f"all of it is needed before anything can be written: {reason}", path=path, feature="one pass")
+        self.reason = reason
 
 
 class CorruptDumpError(FormatError):

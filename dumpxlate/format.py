@@ -10,10 +10,11 @@ from dumpxlate.dump import Space
 from dumpxlate.errors import MapError, UnsupportedFeatureError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dumpxlate.codecs import Codec
     from dumpxlate.dump import Dump
+    from dumpxlate.io.pipe import Pipe
     from dumpxlate.io.sink import Output, Sink
     from dumpxlate.io.source import Source
     from dumpxlate.pages import CodecId, PageBatch
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accompanied",
+    "Concatenating",
     "Confidence",
     "Format",
     "Loss",
     "Match",
+    "OnePass",
+    "OnePassWrapper",
     "OpenOptions",
     "Remarking",
     "Resumable",
@@ -285,6 +289,31 @@ class Format(Protocol):
         ...
 
 
+@runtime_checkable
+class OnePass(Protocol):
+    """A format that can be read in one pass: each byte's place in memory is known when it comes."""
+
+    def pieces(self, pipe: Pipe) -> Iterator[Dump]:
+        """Give memory as it comes: dumps of a few MiB each, ascending, no page in two of them.
+
+        What is missing is the damage of the last one.
+
+        Raises:
+            FormatError: it is no such dump, or not one that can be read so.
+        """
+        ...
+
+
+@runtime_checkable
+class Concatenating(Protocol):
+    """A format whose files, each of the next window of memory, are one file when they stand one behind the other."""
+
+    @property
+    def concatenates(self) -> bool:
+        """That they are."""
+        ...
+
+
 class Wrapper(Protocol):
     """A container around one file of another format: compression, or records for a pipe."""
 
@@ -319,6 +348,19 @@ class Wrapper(Protocol):
 
     def wrap(self, sink: Output) -> Output | None:
         """Give a sink that seeks and puts what it is given into the container; None where writing is not supported."""
+        ...
+
+
+@runtime_checkable
+class OnePassWrapper(Protocol):
+    """A container that can be read in one pass."""
+
+    def records(self, pipe: Pipe) -> Iterator[Sequence[tuple[int, memoryview]]]:
+        """Give what the file inside holds as it comes: offset there, and bytes; a few MiB at once.
+
+        Raises:
+            CorruptDumpError: the container is broken, or ends too early.
+        """
         ...
 
 

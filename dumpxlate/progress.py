@@ -19,7 +19,7 @@ class Progress:
     Attributes:
         phase: what is being done ("convert", "compare").
         done: bytes of guest memory handled so far.
-        total: bytes of guest memory in all.
+        total: bytes of guest memory in all; 0 where nobody knows yet.
         seconds: since the start.
     """
 
@@ -36,7 +36,7 @@ class Progress:
     @property
     def remaining(self) -> float | None:
         """Seconds left at this rate; None while nothing can be said."""
-        return (self.total - self.done) / self.rate if self.rate else None
+        return (self.total - self.done) / self.rate if self.total and self.rate else None
 
 
 class Meter:

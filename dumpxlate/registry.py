@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-import sys
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -19,6 +18,7 @@ from dumpxlate.errors import (
     UnsupportedFeatureError,
 )
 from dumpxlate.format import OpenOptions
+from dumpxlate.io.pipe import standard_input
 from dumpxlate.io.source import open_source, spooled
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def open_dump(
     sources: list[Source] = []
     try:
         for path in paths:
-            sources.append(spooled(sys.stdin.buffer) if path == "-" else open_source(path))  # noqa: PERF401 - those opened so far must be closed when one fails
+            sources.append(spooled(standard_input()) if path == "-" else open_source(path))  # noqa: PERF401 - those opened so far must be closed when one fails
         return open_from(sources, format, options)
     except BaseException:
         for source in sources:

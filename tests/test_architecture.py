@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 LEVELS = (
     ("errors", "arrays", "version"),
     ("structs", "pageset", "bitmap", "extents", "io", "progress"),
-    ("pages", "stores", "codecs", "elf", "vmcoreinfo", "arch", "segments", "emit", "lime", "memory"),
+    ("pages", "stores", "codecs", "elf", "vmcoreinfo", "arch", "segments", "pieces", "emit", "lime", "memory"),
     ("p2m", "paging", "dump", "canonical", "guest_notes", "xen", "qemu", "xen_host"),
     ("format", "window", "registry", "bare"),
     ("formats",),
-    ("pipeline", "writing", "describe", "verify", "vmcoreinfo_search"),
+    ("pipeline", "streaming", "writing", "describe", "verify", "vmcoreinfo_search"),
     ("",),  # dumpxlate/__init__.py, the public names
     ("cli", "__main__"),
 )

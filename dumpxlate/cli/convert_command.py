@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import WriteOptions
+    from dumpxlate.io.sink import PipeSink
     from dumpxlate.progress import Progress
+    from dumpxlate.writing.report import Report
 
 __all__ = ["convert"]
 
@@ -99,6 +101,17 @@ class Conduct(Group):
         return given | {"overwrite": given.pop("force"), "bad_pages": self.bad_pages.value}
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a command line asks to be written."""
+
+    target: Path | PipeSink
+    format: str
+    options: WriteOptions
+    conduct: Conduct
+    vmcoreinfo: str | None
+
+
 @guarded
 @grouped
 def convert(
@@ -120,6 +133,9 @@ def convert(
         ),
     ] = None,
     progress: ShowProgress = ProgressStyle.AUTO,
+    spool: Annotated[
+        bool, typer.Option("--spool", help="Take all of stdin into a temporary file before anything is written.")
+    ] = False,
     dask: Annotated[
         str | None, typer.Option("--dask", metavar="ADDRESS", help="Have a Dask cluster write the files of a set.")
     ] = None,
@@ -127,25 +143,60 @@ def convert(
 ) -> None:
     """Write a dump in another format."""
     from dumpxlate.describe.dump import describe_report
-    from dumpxlate.pipeline import convert_set
     from dumpxlate.registry import format_for
 
     with _report_to(report, sources, force=conduct.force) as write_report:
         if dask:
             described = _on_cluster(dask, out, conduct)
         else:
-            with inputs.open(sources) as dump, show_progress(progress) as callback:
-                done = convert_set(
-                    _supplied(_mapped(dump, inputs, conduct, callback), vmcoreinfo, conduct.threads, callback),
-                    output(out),
-                    to or format_for(out),
-                    content.options(),
-                    progress=callback,
-                    **conduct.arguments(),
-                )
+            work = _Work(output(out), to or format_for(out), content.options(), conduct, vmcoreinfo)
+            with show_progress(progress) as callback:
+                piped = None if spool or sources != ["-"] else _in_one_pass(work, inputs, callback)
+                done = [piped] if piped else _with_all(work, inputs, sources, callback)
             described = [describe_report(each) for each in done]
         write_report(described)
     _tell(described, canonical=conduct.canonical)
+
+
+def _with_all(
+    work: _Work, inputs: Input, sources: list[str], progress: Callable[[Progress], None] | None
+) -> list[Report]:
+    """Convert files that can be read anywhere, as often as it takes."""
+    from dumpxlate.pipeline import convert_set
+
+    conduct = work.conduct
+    with inputs.open(sources) as dump:
+        return convert_set(
+            _supplied(_mapped(dump, inputs, conduct, progress), work.vmcoreinfo, conduct.threads, progress),
+            work.target,
+            work.format,
+            work.options,
+            progress=progress,
+            **conduct.arguments(),
+        )
+
+
+def _in_one_pass(work: _Work, inputs: Input, progress: Callable[[Progress], None] | None) -> Report | None:
+    """Convert stdin while it comes; where that will not do, say why, and leave it as it is."""
+    from dumpxlate.errors import NeedsAllError
+    from dumpxlate.io.pipe import standard_input
+    from dumpxlate.streaming.convert import convert_pipe
+
+    told = (name for name, value in vars(inputs).items() if name != "format" and value != getattr(Input, name))
+    more: dict[str, Any] = dict.fromkeys(told, True) | work.conduct.arguments() | {"vmcoreinfo": work.vmcoreinfo}
+    try:
+        return convert_pipe(
+            standard_input(),
+            work.target,
+            work.format,
+            work.options,
+            source_format=inputs.format,
+            progress=progress,
+            **more,
+        )
+    except NeedsAllError as error:
+        say(f"<stdin>: goes into a temporary file first: {error.reason}")
+        return None
 
 
 @contextlib.contextmanager

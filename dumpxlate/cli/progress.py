@@ -74,7 +74,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task("", total=None)
 
         def update(progress: Progress) -> None:
-            bar.update(task, description=progress.phase, completed=progress.done, total=progress.total or 1)
+            bar.update(task, description=progress.phase, completed=progress.done, total=progress.total or None)
 
         yield update
 
@@ -95,9 +95,10 @@ def _every(seconds: float, show: Callable[[Progress], None], *, at_once: bool) -
 
 
 def _line(progress: Progress) -> None:
-    share = progress.done / progress.total if progress.total else 1.0
+    known = progress.total or not progress.done
+    far = f"{progress.done / (progress.total or 1):.0%}" if known else f"{progress.done >> 20:,} MiB"
     left = "" if progress.remaining is None else f", {progress.remaining:.0f} s left"
-    say(f"{progress.phase}: {share:.0%}, {progress.rate / (1 << 20):.0f} MiB/s{left}")
+    say(f"{progress.phase}: {far}, {progress.rate / (1 << 20):.0f} MiB/s{left}")
 
 
 def _json(progress: Progress) -> None:

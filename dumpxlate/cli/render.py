@@ -211,12 +211,17 @@ def missing_lines(missing: Mapping[str, Any]) -> list[str]:
     return [*lines, f"  and {more:,} more runs (JSON lists more)"] if more > 0 else lines
 
 
-def summary(report: dict[str, Any]) -> str:
-    """Put a conversion into one line."""
+def _pages(report: dict[str, Any]) -> list[str]:
+    """Count a conversion's pages."""
     out = report["pages_out"]
     parts = [f"{report['pages_in']:,} pages in", f"{out['stored']:,} stored", f"{out['zero']:,} zero"]
     parts += [f"{out[state]:,} {state}" for state in ("excluded", "bad") if out[state]]
-    parts.append(f"{report['holes']:,} holes")
+    return [*parts, f"{report['holes']:,} holes"]
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Put a conversion into one line."""
+    parts = _pages(report) if report["counted"] else ["records as they came, pages not counted"]
     fit = report["fit"]
     if fit:
         parts.append(
@@ -228,6 +233,7 @@ def summary(report: dict[str, Any]) -> str:
     parts.append(f"{len(report['losses'])} losses" if report["losses"] else "nothing lost")
     parts += [f"{report['resumed']:,} pages from an earlier run"] if report["resumed"] else []
     parts += ["read back: the same"] if report["verified"] else []
+    parts += ["in one pass"] if report["streamed"] else []
     size, seconds = _bytes(report["bytes_written"]), report["seconds"]
     what = f"{report['format']} in {report['container']}" if report["container"] else report["format"]
     return f"{report['target']}: {what}, {size}, {', '.join(parts)}, {seconds:.2f} s"

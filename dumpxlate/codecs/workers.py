@@ -10,12 +10,12 @@ import ctypes
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-__all__ = ["default_threads", "ordered_map"]
+__all__ = ["ahead", "default_threads", "ordered_map"]
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
@@ -92,3 +92,30 @@ def _submitted(pool: ThreadPoolExecutor, fn: Callable[[_A], _B], items: Iterable
             yield failed
             return
         yield pool.submit(fn, item)
+
+
+_END = object()
+_DRAWN_AHEAD = 2
+
+
+def ahead(items: Iterable[_A], stop: Callable[[], None]) -> Generator[_A]:
+    """Draw items in a thread of their own, up to two ahead of the caller, and give them in their order.
+
+    What drawing raises is raised when its turn comes. Close the generator where it may be left early: no thread
+    outlives it.
+
+    Args:
+        items: what to draw; they may wait for something.
+        stop: ends such waiting.
+    """
+    _keep_buffers()
+    source = iter(items)
+    pool = ThreadPoolExecutor(1, "dumpxlate")
+    try:
+        drawn: deque[Future[Any]] = deque(pool.submit(next, source, _END) for _ in range(_DRAWN_AHEAD))
+        while (item := drawn.popleft().result()) is not _END:
+            drawn.append(pool.submit(next, source, _END))
+            yield item
+    finally:
+        stop()
+        pool.shutdown(wait=True, cancel_futures=True)

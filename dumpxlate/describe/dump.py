@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dumpxlate.dump import Cpu, Dump
     from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import PageStore
-    from dumpxlate.writing.report import Report
     from dumpxlate.stores import MapFit
     from dumpxlate.verify.missing import Missing
+    from dumpxlate.writing.report import Report
 
 __all__ = [
     "describe_dump",
@@ -226,6 +226,8 @@ def describe_report(report: Report) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "resumed": report.resumed,
         "verified": report.verified,
+        "streamed": report.streamed,
+        "counted": report.counted,
         "losses": [{"what": printable(loss.what), "why": printable(loss.why)} for loss in report.losses],
         "damage": [printable(damage) for damage in report.damage],
         "remarks": [printable(remark) for remark in report.remarks],

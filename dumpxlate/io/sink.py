@@ -13,6 +13,8 @@ import numpy as np
 
 from dumpxlate.errors import OutputError
 from dumpxlate.io.aio import write_many
+from dumpxlate.io.pipe import widen
+from dumpxlate.io.source import PreadFile
 from dumpxlate.io.temporary import Temporary
 from dumpxlate.io.writeback import EVERY, start_writeback
 
@@ -191,6 +193,10 @@ class FileSink:
         """Give the length that the file has now."""
         return os.fstat(self._file.fd).st_size
 
+    def opened(self) -> PreadFile:
+        """Open what was written so far for reading."""
+        return PreadFile(os.dup(self._file.fd), str(self.path), self.size())
+
     def go_on(self, position: int) -> None:
         """Drop what lies behind a position, and write from there on."""
         os.ftruncate(self._file.fd, position)
@@ -301,6 +307,7 @@ class PipeSink:
         self._fd = fd
         self.name = name
         self.position = 0
+        widen(fd)
 
     def append(self, parts: Iterable[memoryview | bytes]) -> int:
         """Write parts one behind the other; give back where they begin."""

@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import shutil
 import stat
 import tempfile
-from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from dumpxlate.arrays import Bools, Int32s, Int64s, UInt8s
+    from dumpxlate.io.pipe import Pipe
 
 __all__ = [
     "BytesSource",
@@ -346,7 +346,7 @@ def open_source(path: str | os.PathLike[str]) -> PreadFile:
         raise
 
 
-def spooled(stream: BinaryIO, name: str = "<stdin>") -> MappedFile:
+def spooled(pipe: Pipe) -> MappedFile:
     """Take everything from a pipe into a nameless temporary file, which nobody else can open, and open that.
 
     Raises:
@@ -354,12 +354,13 @@ def spooled(stream: BinaryIO, name: str = "<stdin>") -> MappedFile:
         OSError: the disk is full.
     """
     with tempfile.TemporaryFile(prefix="dumpxlate-") as file:
-        shutil.copyfileobj(stream, file, 1 << 20)
+        while len(data := pipe.read(1 << 20)):
+            file.write(data)
         file.flush()
         size = file.tell()
         if not size:
-            raise UnknownFormatError("is empty", path=name)
-        return MappedFile(os.dup(file.fileno()), name, size)
+            raise UnknownFormatError("is empty", path=pipe.name)
+        return MappedFile(os.dup(file.fileno()), pipe.name, size)
 
 
 _OTHER_KINDS = (

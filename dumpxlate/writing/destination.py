@@ -81,7 +81,7 @@ class Destination:
 @contextlib.contextmanager
 def open_destination(
     target: str | os.PathLike[str] | PipeSink,
-    writer: Writer,
+    writer: Writer | Accompanied | None,
     *,
     flattened: bool,
     overwrite: bool,
@@ -92,7 +92,7 @@ def open_destination(
 
     Args:
         target: path, or a pipe.
-        writer: what will write.
+        writer: what will write; None where it is no writer of a format.
         flattened: put makedumpfile's container for pipes around it.
         overwrite: replace existing files.
         inputs: files that must not be the target.

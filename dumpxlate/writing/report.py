@@ -43,6 +43,8 @@ class Report:
         page_size: bytes a page.
         rewritten: what became of a paravirtual guest's page tables, where they were made canonical.
         resumed: pages that an earlier, interrupted conversion had written.
+        streamed: whether pages were written while the input still came through a pipe.
+        counted: whether pages were counted; records that pass from pipe to pipe are not looked into.
         verified: whether the output was read again and found to hold the same.
     """
 
@@ -58,6 +60,8 @@ class Report:
     page_size: int = 0
     resumed: int = 0
     verified: bool = False
+    streamed: bool = False
+    counted: bool = True
     losses: tuple[Loss, ...] = ()
     damage: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()

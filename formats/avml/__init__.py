@@ -39,6 +39,7 @@ class AvmlFormat:
     writes = True
     options = ("begin", "length")
     codecs = ("snappy",)
+    concatenates = True
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the magic of the first record, or of one behind LiME's own."""

@@ -25,6 +25,9 @@ from dumpxlate.format import Confidence, Match
 from dumpxlate.formats.flattened.layout import SIGNATURE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dumpxlate.io.pipe import Pipe
     from dumpxlate.io.sink import Output
     from dumpxlate.io.source import Source
 
@@ -49,6 +52,12 @@ class FlattenedWrapper:
         from dumpxlate.formats.flattened.reader import open_flattened
 
         return open_flattened(source)
+
+    def records(self, pipe: Pipe) -> Iterator[Sequence[tuple[int, memoryview]]]:
+        """Give what the records hold as it comes."""
+        from dumpxlate.formats.flattened.stream import flattened_records
+
+        return flattened_records(pipe)
 
     def wrap(self, sink: Output) -> Output:
         """Write the header, and give a sink that makes records of what it is given."""

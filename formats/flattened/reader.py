@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.io.source import Source
 
-__all__ = ["open_flattened"]
+__all__ = ["check_header", "open_flattened"]
 
 _HEAD = size_of(MakedumpfileDataHeader)
 _SIZE_AT = 8
@@ -61,7 +61,7 @@ def open_flattened(source: Source) -> SplicedSource:
         UnsupportedFeatureError: another type or version of the container.
         CorruptDumpError: there is no usable record, or another flattened file inside.
     """
-    _check_header(source)
+    check_header(source)
     records = _records(source)
     if not len(records.offset):
         raise CorruptDumpError(
@@ -76,7 +76,13 @@ def open_flattened(source: Source) -> SplicedSource:
     return inner
 
 
-def _check_header(source: Source) -> None:
+def check_header(source: Source) -> None:
+    """Check what stands before the records.
+
+    Raises:
+        UnsupportedFeatureError: another type or version of the container.
+        TruncatedDumpError: the file ends inside it.
+    """
     body = source.view(0, min(source.size, MAX_SIZE_MDF_HEADER))
     header = parse(MakedumpfileHeader, body, 0, ">", what="flattened header")
     if (header.type, header.version) != (TYPE_FLAT_HEADER, VERSION_FLAT_HEADER):

@@ -21,10 +21,11 @@ from dumpxlate.format import Confidence, Match, only_one
 from dumpxlate.lime import LIME_MAGIC
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import OpenOptions, WriteOptions, Writer
+    from dumpxlate.io.pipe import Pipe
     from dumpxlate.io.source import Source
 
 __all__ = ["FORMAT"]
@@ -39,6 +40,7 @@ class LimeFormat:
     writes = True
     options = ("begin", "length")
     codecs = ("none",)
+    concatenates = True
 
     def detect(self, source: Source) -> Match | None:
         """Recognise the magic of the first range; a file with AVML's records behind it is AVML's."""
@@ -51,6 +53,12 @@ class LimeFormat:
         from dumpxlate.formats.lime.reader import open_lime
 
         return open_lime(only_one(sources, self.name))
+
+    def pieces(self, pipe: Pipe) -> Iterator[Dump]:
+        """Give memory as it comes."""
+        from dumpxlate.formats.lime.stream import lime_pieces
+
+        return lime_pieces(pipe)
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan a LiME file."""

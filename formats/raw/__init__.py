@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 from dumpxlate.format import Confidence, Match
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import OpenOptions, WriteOptions, Writer
+    from dumpxlate.io.pipe import Pipe
     from dumpxlate.io.source import Source
 
 __all__ = ["FORMAT"]
@@ -40,6 +41,7 @@ class RawFormat:
     writes = True
     options = ("begin", "length")
     codecs = ("none",)
+    concatenates = True
 
     def detect(self, source: Source) -> Match | None:
         """Accept anything of whole pages, with the least confidence."""
@@ -52,6 +54,12 @@ class RawFormat:
         from dumpxlate.formats.raw.reader import open_raw
 
         return open_raw(sources, options)
+
+    def pieces(self, pipe: Pipe) -> Iterator[Dump]:
+        """Give memory as it comes."""
+        from dumpxlate.formats.raw.stream import raw_pieces
+
+        return raw_pieces(pipe)
 
     def writer(self, dump: Dump, options: WriteOptions) -> Writer:
         """Plan a raw image."""

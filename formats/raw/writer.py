@@ -47,12 +47,13 @@ class RawWriter:
         self._machine = dump.machine
         self._page_size = dump.pages.page_size
         self._first = options.begin // self._page_size
+        self._base = 0
         self._bad: list[Int64s] = []
         self._sink: Sink
 
     def begin(self, sink: Sink) -> None:
         """Nothing stands before the first page."""
-        self._sink = sink
+        self._sink, self._base = sink, sink.position
 
     def write(self, batch: PageBatch) -> None:
         """Write the next pages, each at its address."""
@@ -80,7 +81,7 @@ class RawWriter:
 
     def _pad(self, pfn: int) -> None:
         """Leave a hole up to a page."""
-        self._sink.skip((pfn - self._first) * self._page_size - self._sink.position)
+        self._sink.skip(self._base + (pfn - self._first) * self._page_size - self._sink.position)
 
     def companion(self) -> bytes:
         """Give the map, which goes beside the image."""
