@@ -121,14 +121,19 @@ class WriteOptions:
         """Whether only a window of memory is wanted."""
         return self.begin != 0 or self.length is not None
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the options that were given."""
+        return tuple(name for name, default in _WRITE_DEFAULTS.items() if getattr(self, name) != default)
+
     def only(self, honoured: tuple[str, ...], format: str) -> None:
         """Refuse what was asked for beyond the options that a format honours.
 
         Raises:
             UnsupportedFeatureError: another option was given.
         """
-        for name in _WRITE_DEFAULTS:
-            if name not in honoured and getattr(self, name) != _WRITE_DEFAULTS[name]:
+        for name in self.given:
+            if name not in honoured:
                 raise UnsupportedFeatureError(f"{format} output takes no {name} option", format=format, feature=name)
 
 

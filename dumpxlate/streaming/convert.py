@@ -78,11 +78,10 @@ def convert_pipe(
     elif format == "kdump" and isinstance(target, PipeSink):
         flattened = True  # its writer goes back
     job = Job(pipe, target, format, flattened, allow_loss, salvage, overwrite, threads, progress)
-    asked = [name.replace("_", "-") for name in more if more[name]]
-    asked += ["bad-pages"] if bad_pages != "stop" else []
-    asked += ["options of the format"] if options not in (None, WriteOptions()) else []
+    asked = [*(options or WriteOptions()).given, *(name for name in more if more[name])]
+    asked += ["bad_pages"] if bad_pages != "stop" else []
     if asked:
-        raise NeedsAllError(f"{asked[0]}", path=pipe.name)
+        raise NeedsAllError(", ".join(f"--{name.replace('_', '-')}" for name in asked), path=pipe.name)
     found = _recognised(pipe, source_format)
     try:
         if is_wrapper(found):

@@ -39,36 +39,28 @@ def lime_pieces(pipe: Pipe) -> Iterator[Dump]:
     while not damage and pipe.peek(1):
         at = pipe.position
         try:
-            header = _header(pipe, at)
+            header = parse(LimeHeader, pipe.take(RECORD), 0, "<", what="range header")
+            check_record(header, at)
         except FormatError as error:
             if not number:
                 raise
             damage = (f"range {number} at {at:#x}: {error}; what follows is left out",)
             break
+        if header.magic != LIME_MAGIC:
+            raise UnsupportedFeatureError(
+                f"range header at {at:#x}: AVML's records among LiME's are not read in one pass (--spool)",
+                feature="AVML",
+            )
         stop, number = header.e_addr + 1, number + 1
         for piece in gathering.take(header.s_addr, stop - header.s_addr):
             yield _dump(pipe, piece)
         if gathering.end < stop:
             lost = pages_between(gathering.end, stop, _MACHINE.page_size)
+            there = f"{gathering.end - header.s_addr:,} are there"
             damage = (
-                (
-                    f"truncated: the last range, from {header.s_addr:#x}, has {stop - header.s_addr:,} bytes, "
-                    f"{gathering.end - header.s_addr:,} are there"
-                ),
+                f"truncated: the last range, from {header.s_addr:#x}, has {stop - header.s_addr:,} bytes, {there}",
             )
     yield _dump(pipe, gathering.rest(), lost, damage)
-
-
-def _header(pipe: Pipe, at: int) -> LimeHeader:
-    header = parse(LimeHeader, pipe.take(RECORD), 0, "<", what="range header")
-    check_record(header, at)
-    if header.magic != LIME_MAGIC:
-        raise UnsupportedFeatureError(
-            f"range header at {at:#x}: AVML's records among LiME's are not read in one pass (--spool)",
-            path=pipe.name,
-            feature="AVML",
-        )
-    return header
 
 
 def _dump(pipe: Pipe, index: SegmentIndex, lost: PageSet = EMPTY, damage: tuple[str, ...] = ()) -> Dump:

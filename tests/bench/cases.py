@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tests.bench import converting, qemu, reading
+from tests.bench import converting, piping, qemu, reading
 from tests.bench.case import Case
 
 CASES = (
@@ -31,6 +31,10 @@ CASES = (
     Case("xen_core-elf", "cp of the output (holes stay), and sync", 0.8, converting.xen_core_to_elf),
     Case("elf-raw", "cp --sparse=always, and sync", 0.8, partial(converting.elf_to_bare, format="raw")),
     Case("elf-lime", "cp --sparse=always, and sync", 0.8, partial(converting.elf_to_bare, format="lime")),
+    Case("pipe-lime", "cat | cat", 0.7, partial(piping.memory, format="lime")),
+    Case("pipe-raw", "cat | cat", 0.7, partial(piping.memory, format="raw")),
+    Case("pipe-flat", "cat | cat", 0.7, piping.flattened),
+    Case("pipe-flat-kdump", "makedumpfile -R", 2, piping.flattened_to_kdump),
     Case("qemu_core-elf", "cp of the output (holes stay), and sync", 1 / 1.5, qemu.core_to_elf),
     Case(
         "qemu_core-profile", "gdb with QEMU's script, 256 MiB", 5, partial(qemu.core_against_gdb, knowledge="profile")

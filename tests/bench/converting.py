@@ -38,10 +38,10 @@ def elf_to_kdump(folder: Path, size: int, *, codec: str) -> Prepared:
     def sizes() -> str:
         return f"size {out.stat().st_size / theirs.stat().st_size:.3f} of the peer's"
 
-    return Prepared(ours, peers, lambda _: _is_the_guest(out, folder, size, codec), (out, theirs), facts=sizes)
+    return Prepared(ours, peers, lambda _: is_the_guest(out, folder, size, codec), (out, theirs), facts=sizes)
 
 
-def _is_the_guest(kdump: Path, folder: Path, size: int, codec: str) -> None:
+def is_the_guest(kdump: Path, folder: Path, size: int, codec: str) -> None:
     """Have libkdumpfile read a kdump file; drgn's, where Debian's lacks the codec."""
     said = subprocess.run([*kdump_reader(folder, codec), str(kdump)], check=True, capture_output=True, text=True)
     got = tuple(int(word) for word in said.stdout.split())
@@ -63,7 +63,7 @@ def kdump_to_kdump(folder: Path, size: int) -> Prepared:
     return Prepared(
         (*ours, str(out)),
         {"cp": ("sh", "-c", f"cp {model} {copy} && sync {copy}")},
-        lambda _: _is_the_guest(out, folder, size, "lzo"),
+        lambda _: is_the_guest(out, folder, size, "lzo"),
         (out, copy),
     )
 
@@ -128,7 +128,7 @@ def flattened_to_kdump(folder: Path, size: int) -> Prepared:
     return Prepared(
         (*US, "convert", str(source), "-t", "kdump", *QUIET, "-o", str(out)),
         {"makedumpfile -R": ("makedumpfile", "-R", str(theirs))},
-        lambda _: _is_the_guest(out, folder, size, "lzo"),
+        lambda _: is_the_guest(out, folder, size, "lzo"),
         (out, theirs),
         stdin=source,
     )
@@ -195,10 +195,10 @@ def elf_to_bare(folder: Path, size: int, *, format: str) -> Prepared:
     ours = (*US, "convert", str(source), "-t", format, "--allow-loss", *QUIET, "-o", str(out))
     peer = ("sh", "-c", f"cp --sparse=always {source} {copy} && sync {copy}")
     beside = out.with_name(out.name + ".map")
-    return Prepared(ours, {"cp": peer}, lambda _: _is_bare_guest(out, size, format), (out, beside, copy))
+    return Prepared(ours, {"cp": peer}, lambda _: is_bare_guest(out, size, format), (out, beside, copy))
 
 
-def _is_bare_guest(path: Path, size: int, format: str) -> None:
+def is_bare_guest(path: Path, size: int, format: str) -> None:
     """Find each page where a raw image, or the records of a LiME file, say."""
     body = np.memmap(path, np.uint8, "r")
     at = np.arange(size // guests.PAGE) * guests.PAGE

@@ -24,8 +24,8 @@ class Runs:
 
     Attributes:
         seconds: wall time of each run.
-        anonymous: highest RssAnon seen, bytes.
-        resident: highest RssAnon + RssFile + RssShmem seen, bytes.
+        anonymous: highest RssAnon seen of a process, bytes; of a pipeline, the largest counts.
+        resident: highest RssAnon + RssFile + RssShmem seen of one, bytes.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -53,16 +53,25 @@ def run(command: Sequence[str], runs: Runs, *, stdin: Path | None = None) -> str
 
 
 def _watch(process: subprocess.Popen[bytes], runs: Runs) -> None:
-    status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
-        try:
-            lines = status.read_text().splitlines()
-        except OSError:
-            return
-        sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Rss")}
-        runs.anonymous = max(runs.anonymous, sizes.get("RssAnon", 0))
-        runs.resident = max(runs.resident, sum(sizes.values()))
+        for pid in _family(process.pid):
+            try:
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            except OSError:
+                continue
+            sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Rss")}
+            runs.anonymous = max(runs.anonymous, sizes.get("RssAnon", 0))
+            runs.resident = max(runs.resident, sum(sizes.values()))
         time.sleep(_SAMPLE_EVERY)
+
+
+def _family(pid: int) -> list[int]:
+    """A process and the children of its main thread: the members of a pipeline."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [pid, *map(int, children.split())]
 
 
 def touch_free_memory(size: int = 3 << 30) -> None:
