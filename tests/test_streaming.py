@@ -471,3 +471,18 @@ def test_memory_stays_the_same_however_much_comes(tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-c", piped], check=True, capture_output=True, text=True, timeout=120)
         found.append(int(done.stderr))
     assert found[1] - found[0] < 32 << 10  # KiB
+
+
+# Real files.
+
+
+@pytest.mark.parametrize("name", ["aarch64", "i386-pae", "s390x", "x64-long"])
+def test_what_qemu_flattened(
+    piped: Callable[[bytes], Pipe], sample: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    stream = sample(f"kdump/{name}.kdump").read_bytes()
+    report = convert_pipe(piped(stream), tmp_path / "out", "kdump")
+    assert (tmp_path / "out").read_bytes() == flat(stream)
+    with dumpxlate.open(tmp_path / "out") as ours, dumpxlate.open(sample(f"kdump/{name}.kdump")) as theirs:
+        assert report.pages_in == ours.pages.ram.count == theirs.pages.ram.count
+    assert content(tmp_path / "out") == content(sample(f"kdump/{name}.kdump"))

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_records"]
 
+_COUNTED = 64 << 20
+"""Guest memory whose pages are counted at once: only the index is read."""
+
 
 def convert_records(job: Job, batches: Iterator[Sequence[tuple[int, memoryview]]]) -> Report:
     """Write the file inside a container as its records come.
@@ -97,7 +100,7 @@ def _count(pages: PageStore) -> Counter[str]:
         CorruptPageError: the index makes no sense for one of them.
     """
     counts: Counter[str] = Counter()
-    for window in windows(pages.stored, pages.page_size):
+    for window in windows(pages.stored, pages.page_size, size=_COUNTED):
         table = pages.locate(pages.stored.select(*window))
         bad = table.pfn[table.state == PageState.BAD]
         if len(bad):

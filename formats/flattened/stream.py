@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["flattened_records"]
 
 _HEAD = size_of(MakedumpfileDataHeader)
-_AT_ONCE = 4 << 20
+_WINDOW = 4 << 20
+"""Bytes of the stream that are brought at once: makedumpfile's records have 64 KiB, QEMU's less."""
+
+_AT_ONCE = _WINDOW // 2
 _MOST = 1 << 14
-"""Records at once: they may be as short as a byte."""
+"""Records that are given at once: they may be as short as a byte."""
 
 
 def flattened_records(pipe: Pipe) -> Iterator[list[tuple[int, memoryview]]]:
@@ -39,33 +42,50 @@ def flattened_records(pipe: Pipe) -> Iterator[list[tuple[int, memoryview]]]:
     """
     check_header(BytesSource(pipe.take(MAX_SIZE_MDF_HEADER), pipe.name))
     found: list[tuple[int, memoryview]] = []
-    buffer = memoryview(b"")
-    while record := _header(pipe):
-        offset, left = record
-        while left:
-            if not buffer or len(found) == _MOST:
-                yield found
-                found, buffer = [], buffer or np.empty(_AT_ONCE, np.uint8).data
-            part, buffer = buffer[:left], buffer[left:]
-            got = pipe.fill(part)
-            if got < len(part):
-                raise TruncatedDumpError(
-                    "flattened record", path=pipe.name, offset=pipe.position - got, wanted=left, available=got
-                )
-            found.append((offset, part))
-            offset, left = offset + got, left - got
+    size = 0
+    for offset, data in _parts(pipe):
+        found.append((offset, data))
+        size += len(data)
+        if size >= _AT_ONCE or len(found) == _MOST:
+            yield found
+            found, size = [], 0
     yield found
     pipe.drain()
 
 
-def _header(pipe: Pipe) -> tuple[int, int] | None:
-    """Give offset and size of the next record; None for the end marker."""
-    at, head = pipe.position, pipe.take(_HEAD)
-    if len(head) < _HEAD:
+def _parts(pipe: Pipe) -> Iterator[tuple[int, memoryview]]:
+    """Give what each record holds, in parts where it does not lie in one window."""
+    window = _next_window(pipe, memoryview(b""))
+    while record := _header(pipe, window):
+        (offset, left), window = record, window[_HEAD:]
+        while left:
+            window = window or _next_window(pipe, window)
+            if not window:
+                raise TruncatedDumpError(
+                    "flattened record", path=pipe.name, offset=pipe.position, wanted=left, available=0
+                )
+            part, window = window[:left], window[left:]
+            yield offset, part
+            offset, left = offset + len(part), left - len(part)
+        if len(window) < _HEAD:
+            window = _next_window(pipe, window)
+
+
+def _next_window(pipe: Pipe, rest: memoryview) -> memoryview:
+    """Bring what follows some bytes, and give both."""
+    body = np.empty(_WINDOW, np.uint8).data
+    body[: len(rest)] = rest
+    return body[: len(rest) + pipe.fill(body[len(rest) :])]
+
+
+def _header(pipe: Pipe, window: memoryview) -> tuple[int, int] | None:
+    """Give offset and size of the record that a window begins with; None for the end marker."""
+    at = pipe.position - len(window)
+    if len(window) < _HEAD:
         raise TruncatedDumpError(
-            "flattened record or end marker", path=pipe.name, offset=at, wanted=_HEAD, available=len(head)
+            "flattened record or end marker", path=pipe.name, offset=at, wanted=_HEAD, available=len(window)
         )
-    header = parse(MakedumpfileDataHeader, head, 0, ">")
+    header = parse(MakedumpfileDataHeader, window, 0, ">")
     if header.offset == header.buf_size == END_FLAG_FLAT_HEADER:
         return None
     if header.offset < 0 or not 0 < header.buf_size <= MAX_OFFSET - header.offset:
