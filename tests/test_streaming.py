@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,12 +15,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 import dumpxlate
-from dumpxlate.errors import CorruptDumpError, LossyConversionError, NeedsAllError, OutputError, UnsupportedFeatureError
+from dumpxlate.errors import (
+    CorruptDumpError,
+    DumpxlateError,
+    LossyConversionError,
+    NeedsAllError,
+    OutputError,
+    UnsupportedFeatureError,
+)
 from dumpxlate.format import WriteOptions
 from dumpxlate.io.pipe import Pipe
 from dumpxlate.streaming.convert import convert_pipe
 from tests.builders import avml, flattened, kdump, lime, raw
 from tests.builders.guest import named_block, small_guest
+from tests.peers import peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -486,3 +495,52 @@ def test_what_qemu_flattened(
     with dumpxlate.open(tmp_path / "out") as ours, dumpxlate.open(sample(f"kdump/{name}.kdump")) as theirs:
         assert report.pages_in == ours.pages.ram.count == theirs.pages.ram.count
     assert content(tmp_path / "out") == content(sample(f"kdump/{name}.kdump"))
+
+
+def test_makedumpfile_puts_records_into_the_same_order(
+    piped: Callable[[bytes], Pipe], sample: Callable[[str], Path], tmp_path: Path
+) -> None:
+    peers.require("makedumpfile")
+    stream = sample("kdump/x64-long.kdump")
+    convert_pipe(piped(stream.read_bytes()), tmp_path / "out", "kdump")
+    assert peers.rearrange(stream, tmp_path / "theirs").read_bytes() == (tmp_path / "out").read_bytes()
+
+
+# Damage of every kind ends in an answer or in a typed error, and in no file that is not whole.
+
+
+@pytest.mark.parametrize("target", ["lime", "raw"])
+@pytest.mark.parametrize("seed", range(40))
+def test_mutated_lime(piped: Callable[[bytes], Pipe], tmp_path: Path, seed: int, target: str) -> None:
+    stream = mutated(lime.build(small_guest(high=False, excluded=()), most=32 << 10), seed, headers=32 + (32 << 10))
+    (tmp_path / "in").write_bytes(stream)
+    try:
+        report = convert_pipe(piped(stream), tmp_path / "out", target, source_format="lime")
+    except (DumpxlateError, OSError):  # a file may become larger than the file system has any
+        assert [each.name for each in tmp_path.iterdir()] == ["in"]
+        return
+    assert report.complete
+    assert content(tmp_path / "out") == content(tmp_path / "in", "lime")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_mutated_records(piped: Callable[[bytes], Pipe], tmp_path: Path, seed: int) -> None:
+    stream = mutated(flattened.wrap(INNER, sizes=1000), seed, headers=1016, skip=8192)
+    try:
+        convert_pipe(piped(stream), tmp_path / "out", "kdump")
+    except (DumpxlateError, OSError):  # a file may become larger than the file system has any
+        assert list(tmp_path.iterdir()) == []
+        return
+    if (tmp_path / "out").stat().st_size < 64 << 20:
+        assert (tmp_path / "out").read_bytes() == flat(stream)
+
+
+def mutated(stream: bytes, seed: int, *, headers: int, skip: int = 0) -> bytes:
+    """Change a few bytes of what repeats every ``headers`` bytes, or cut the end off."""
+    chance = random.Random(seed)
+    out = bytearray(stream)
+    for _ in range(chance.randint(1, 3)):
+        record = chance.randrange((len(out) - skip) // headers) * headers
+        at = min(skip + record + chance.randrange(32), len(out) - 1)
+        out[at] = chance.choice((0, 1, 0x7F, 0xFF, out[at] ^ (1 << chance.randrange(8))))
+    return bytes(out[: -chance.randint(1, 5000)] if chance.random() < 0.3 else out)

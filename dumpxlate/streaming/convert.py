@@ -69,6 +69,7 @@ def convert_pipe(
 
     Raises:
         NeedsAllError: one pass will not do; nothing was taken from the pipe, and no output made.
+        UnknownFormatError: nothing comes, or there is no format of a name that was given.
         LossyConversionError: the target cannot carry something, and ``allow_loss`` is not given.
         CorruptDumpError: the input is broken or ends too early, and ``salvage`` is not given.
         OutputError: the target exists, or is no regular file.
@@ -82,6 +83,7 @@ def convert_pipe(
     asked += ["bad_pages"] if bad_pages != "stop" else []
     if asked:
         raise NeedsAllError(", ".join(f"--{name.replace('_', '-')}" for name in asked), path=pipe.name)
+    find_format(format)
     found = _recognised(pipe, source_format)
     try:
         if is_wrapper(found):
@@ -144,6 +146,6 @@ def _pieces(job: Job, format: Format) -> Iterator[Dump]:
     """
     if not isinstance(format, OnePass):
         raise NeedsAllError(f"{format.name} is not read in one pass", path=job.pipe.name)
-    if job.flattened or not isinstance(find_format(job.format), Concatenating):
+    if not isinstance(find_format(job.format), Concatenating):
         raise NeedsAllError(f"{job.format} begins with what is known of all memory", path=job.pipe.name)
     return format.pieces(job.pipe)
