@@ -25,8 +25,9 @@ from dumpxlate.errors import (
 )
 from dumpxlate.format import WriteOptions
 from dumpxlate.io.pipe import Pipe
+from dumpxlate.io.sink import PipeSink
 from dumpxlate.streaming.convert import convert_pipe
-from tests.builders import avml, flattened, kdump, lime, raw
+from tests.builders import avml, elf_cores, flattened, kdump, lime, raw
 from tests.builders.guest import named_block, small_guest
 from tests.peers import peers
 
@@ -244,6 +245,27 @@ def test_later_records_win(piped: Callable[[bytes], Pipe], tmp_path: Path) -> No
     assert (tmp_path / "out").read_bytes() == inner
 
 
+def test_elf_in_records(piped: Callable[[bytes], Pipe], tmp_path: Path) -> None:
+    core = elf_cores.core(FULL, "plain")
+    report = convert_pipe(piped(flattened.wrap(core)), tmp_path / "out", "elf")
+    assert (tmp_path / "out").read_bytes() == core
+    assert report.pages_in == len(FULL.pages)
+    theirs, ours = os.pipe()
+    with pytest.raises(NeedsAllError, match="flattened into a pipe that is not"):
+        convert_pipe(piped(flattened.wrap(core)), PipeSink(ours), "elf")
+    os.close(theirs)
+    os.close(ours)
+
+
+def test_memory_into_records(cli: Cli, tmp_path: Path) -> None:
+    """Whoever asks for records gets them, around whatever it is."""
+    stream = lime.build(FULL)
+    done = cli("convert", "-", "-t", "lime", "--flattened", "-o", "-", input=stream, text=False)
+    assert done.returncode == 0
+    assert b"in one pass" in done.stderr
+    assert flat(done.stdout) == stream
+
+
 def test_flattened_to_a_flattened_file(piped: Callable[[bytes], Pipe], tmp_path: Path) -> None:
     report = convert_pipe(piped(flattened.wrap(kdump.build(FULL))), tmp_path / "out", "flattened")
     assert flat((tmp_path / "out").read_bytes()) == kdump.build(FULL)
@@ -442,6 +464,32 @@ def test_what_is_spooled(cli: Cli, tmp_path: Path, build: Callable[..., bytes], 
     assert done.returncode == 0, done.stderr
     assert f"<stdin>: goes into a temporary file first: {reason}" in done.stderr.decode()
     assert not json.loads((tmp_path / "report").read_text())["streamed"]
+
+
+@pytest.mark.parametrize("build", [kdump.build, lambda guest: flattened.wrap(kdump.build(guest)), lime.build])
+def test_a_file_as_stdin_is_no_pipe(tmp_path: Path, build: Callable[..., bytes]) -> None:
+    (tmp_path / "in").write_bytes(build(FULL))
+    code = (
+        "import sys, tempfile\n"
+        "tempfile.TemporaryFile = None\n"
+        "from dumpxlate.cli import main\n"
+        "sys.argv = ['dumpxlate', 'convert', '-', '-o', 'out']; main()\n"
+    )
+    with (tmp_path / "in").open("rb") as file:
+        done = subprocess.run([sys.executable, "-c", code], stdin=file, cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert b"temporary" not in done.stderr
+    assert content(tmp_path / "out") == FULL.pages
+
+
+def test_a_file_of_which_some_was_read_is_a_pipe(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"before" + kdump.build(FULL))
+    with (tmp_path / "in").open("rb", buffering=0) as file:
+        file.seek(6)
+        done = cli("convert", "-", "-o", "out", stdin=file)
+    assert done.returncode == 0, done.stderr
+    assert "temporary file" in done.stderr
+    assert content(tmp_path / "out") == FULL.pages
 
 
 def test_nothing_is_taken_where_one_pass_will_not_do(piped: Callable[[bytes], Pipe], tmp_path: Path) -> None:

@@ -184,9 +184,10 @@ def _in_one_pass(work: _Work, inputs: Input, progress: Callable[[Progress], None
 
     told = (name for name, value in vars(inputs).items() if name != "format" and value != getattr(Input, name))
     more: dict[str, Any] = dict.fromkeys(told, True) | work.conduct.arguments() | {"vmcoreinfo": work.vmcoreinfo}
+    pipe = standard_input()
     try:
         return convert_pipe(
-            standard_input(),
+            pipe,
             work.target,
             work.format,
             work.options,
@@ -195,7 +196,8 @@ def _in_one_pass(work: _Work, inputs: Input, progress: Callable[[Progress], None
             **more,
         )
     except NeedsAllError as error:
-        say(f"<stdin>: goes into a temporary file first: {error.reason}")
+        if not pipe.file_size:
+            say(f"<stdin>: goes into a temporary file first: {error.reason}")
         return None
 
 

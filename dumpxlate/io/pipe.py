@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import select
+import stat
 from functools import cache
 
 import numpy as np
@@ -27,12 +28,17 @@ class Pipe:
     Args:
         fd: where they come from: a pipe, a socket, or a file; stays open.
         name: for messages.
+
+    Attributes:
+        position: bytes that were taken.
+        file_size: bytes of all, where they come from a file and none was taken before; 0 elsewhere.
     """
 
     def __init__(self, fd: int, name: str = "<stdin>") -> None:
         self.name = name
         self.position = 0
-        self._fd = fd
+        self.fd = fd
+        self.file_size = _size_of_file(fd)
         self._ahead = memoryview(b"")
         self._wake = os.eventfd(0)
         self._either = select.poll()
@@ -87,10 +93,19 @@ class Pipe:
         """Read what is there into a buffer, or wait for it; gives 0 at the end."""
         if self._wake in dict(self._either.poll()):
             return 0
-        return os.readv(self._fd, (buffer,))
+        return os.readv(self.fd, (buffer,))
 
     def __del__(self) -> None:
         os.close(self._wake)
+
+
+def _size_of_file(fd: int) -> int:
+    """Give the size of a file whose first byte comes next; 0 if it is none, or nobody knows what came before."""
+    try:
+        found = os.fstat(fd)
+        return found.st_size if stat.S_ISREG(found.st_mode) and not os.lseek(fd, 0, os.SEEK_CUR) else 0
+    except OSError:
+        return 0
 
 
 def widen(fd: int) -> None:

@@ -346,13 +346,17 @@ def open_source(path: str | os.PathLike[str]) -> PreadFile:
         raise
 
 
-def spooled(pipe: Pipe) -> MappedFile:
+def spooled(pipe: Pipe) -> PreadFile:
     """Take everything from a pipe into a nameless temporary file, which nobody else can open, and open that.
+
+    What comes from a file is that file.
 
     Raises:
         UnknownFormatError: nothing came.
         OSError: the disk is full.
     """
+    if pipe.file_size:
+        return PreadFile(os.dup(pipe.fd), pipe.name, pipe.file_size)
     with tempfile.TemporaryFile(prefix="dumpxlate-") as file:
         while len(data := pipe.read(1 << 20)):
             file.write(data)

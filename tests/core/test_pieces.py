@@ -64,7 +64,7 @@ def test_pages_are_those_of_the_ranges(edges: list[int], seed: int) -> None:
         assert not new or not pages or min(new) > max(pages)
         pages |= new
     assert pages == {pfn: bytes(data) for pfn, data in model.items()}
-    os.close(pipe._fd)
+    os.close(pipe.fd)
 
 
 def test_memory_that_comes_twice_is_refused() -> None:
