@@ -16,7 +16,7 @@ from dumpxlate.writing.destination import FLATTENED
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dumpxlate.dump import Dump
     from dumpxlate.format import Format, Wrapper
@@ -79,10 +79,7 @@ def convert_pipe(
     elif format == "kdump" and isinstance(target, PipeSink):
         flattened = True  # its writer goes back
     job = Job(pipe, target, format, flattened, allow_loss, salvage, overwrite, threads, progress)
-    asked = [*(options or WriteOptions()).given, *(name for name in more if more[name])]
-    asked += ["bad_pages"] if bad_pages != "stop" else []
-    if asked:
-        raise NeedsAllError(", ".join(f"--{name.replace('_', '-')}" for name in asked), path=pipe.name)
+    _refuse(pipe, {**more, **dict.fromkeys((options or WriteOptions()).given, True), "bad_pages": bad_pages != "stop"})
     find_format(format)
     found = _recognised(pipe, source_format)
     try:
@@ -92,6 +89,17 @@ def convert_pipe(
     except FormatError as error:
         error.path = error.path or pipe.name
         raise
+
+
+def _refuse(pipe: Pipe, more: Mapping[str, Any]) -> None:
+    """Refuse what cannot be done in one pass, if it is asked for.
+
+    Raises:
+        NeedsAllError: something is.
+    """
+    asked = [f"--{name.replace('_', '-')}" for name in more if more[name]]
+    if asked:
+        raise NeedsAllError(", ".join(asked), path=pipe.name)
 
 
 def _recognised(pipe: Pipe, name: str | None) -> Format | Wrapper:
