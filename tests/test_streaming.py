@@ -492,6 +492,15 @@ def test_a_file_of_which_some_was_read_is_a_pipe(cli: Cli, tmp_path: Path) -> No
     assert content(tmp_path / "out") == FULL.pages
 
 
+@pytest.mark.parametrize("words", ["-t lime", "--from raw -t lime", "-t elf", "--spool -t lime --report report"])
+def test_stdin_that_is_closed(tmp_path: Path, words: str) -> None:
+    line = f"{sys.executable} -m dumpxlate convert - {words} -o out <&-"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "dumpxlate: <stdin>: is closed\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_taken_where_one_pass_will_not_do(piped: Callable[[bytes], Pipe], tmp_path: Path) -> None:
     pipe = piped(lime.build(FULL))
     with pytest.raises(NeedsAllError) as caught:

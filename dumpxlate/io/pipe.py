@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
 import stat
+import sys
 from functools import cache
 
 import numpy as np
@@ -33,6 +35,8 @@ class Pipe:
         position: bytes that were taken.
         file_size: bytes of all, where they come from a file and none was taken before; 0 elsewhere.
     """
+
+    _wake = -1
 
     def __init__(self, fd: int, name: str = "<stdin>") -> None:
         self.name = name
@@ -96,16 +100,14 @@ class Pipe:
         return os.readv(self.fd, (buffer,))
 
     def __del__(self) -> None:
-        os.close(self._wake)
+        if self._wake >= 0:
+            os.close(self._wake)
 
 
 def _size_of_file(fd: int) -> int:
     """Give the size of a file whose first byte comes next; 0 if it is none, or nobody knows what came before."""
-    try:
-        found = os.fstat(fd)
-        return found.st_size if stat.S_ISREG(found.st_mode) and not os.lseek(fd, 0, os.SEEK_CUR) else 0
-    except OSError:
-        return 0
+    found = os.fstat(fd)
+    return found.st_size if stat.S_ISREG(found.st_mode) and not os.lseek(fd, 0, os.SEEK_CUR) else 0
 
 
 def widen(fd: int) -> None:
@@ -116,5 +118,11 @@ def widen(fd: int) -> None:
 
 @cache
 def standard_input() -> Pipe:
-    """Give stdin, always the same: what was looked at comes again for whoever takes it."""
+    """Give stdin, always the same: what was looked at comes again for whoever takes it.
+
+    Raises:
+        OSError: it is closed.
+    """
+    if sys.stdin is None:  # its number may be another file's by now
+        raise OSError(errno.EBADF, "is closed", "<stdin>")
     return Pipe(0)
