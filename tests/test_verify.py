@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from dumpxlate.arrays import Int64s, UInt8s
+
     Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 TARGETS = [each.name for each in all_formats() if each.writes]
@@ -88,13 +90,20 @@ class Careless(FileSink):
     wrong = 0
 
     def append(self, parts: Iterable[memoryview | bytes]) -> int:
-        copy = [bytearray(part) for part in parts]
-        for part in copy:
-            at = part.find((0x142).to_bytes(8, "little") * 8)
-            if at >= 0:
-                part[at + 4095] ^= 1
-                type(self).wrong += 1
-        return super().append(bytes(part) for part in copy)
+        return super().append([self._changed(bytearray(part)) for part in parts])
+
+    def append_sparse(self, body: UInt8s, at: Int64s, length: Int64s, place: Int64s, total: int) -> None:
+        copy = bytearray(body)
+        for first, size in zip(at.tolist(), length.tolist(), strict=True):
+            copy[first : first + size] = self._changed(copy[first : first + size])
+        super().append_sparse(np.frombuffer(copy, np.uint8), at, length, place, total)
+
+    def _changed(self, part: bytearray) -> bytes:
+        at = part.find((0x142).to_bytes(8, "little") * 8)
+        if at >= 0:
+            part[at + 4095] ^= 1
+            type(self).wrong += 1
+        return bytes(part)
 
 
 @pytest.mark.parametrize("target", ["elf", "kdump", "lime", "raw", "xendump", "xen_core"])
