@@ -26,6 +26,7 @@ __all__ = [
     "PN_XNUM",
     "PT_LOAD",
     "PT_NOTE",
+    "SHN_XINDEX",
     "ElfFile",
     "Section",
     "Segments",

@@ -22,6 +22,7 @@ from dumpxlate.errors import CorruptDumpError, FormatError, TruncatedDumpError, 
 from dumpxlate.format import Confidence, Match
 from dumpxlate.formats.xen_core import layout
 from dumpxlate.formats.xen_core.index import PageIndex
+from dumpxlate.formats.xen_core.sections import has_names, named_by_shape
 from dumpxlate.p2m.map import DeferredP2M
 from dumpxlate.stores import DeferredStore
 from dumpxlate.structs import parse, size_of
@@ -68,6 +69,7 @@ class _Core:
     header: layout.DumpcoreHeader
     index: PageIndex
     remarks: list[str]
+    damage: list[str]
 
     @property
     def paravirtual(self) -> bool:
@@ -103,26 +105,31 @@ def open_xen_core(source: Source) -> Dump:
         blocks=blocks,
         attributes=_attributes(core, version),
         remarks=tuple(core.remarks),
+        damage=tuple(core.damage),
     )
 
 
 def _core(source: Source) -> _Core:
     file = read_elf(source)
-    _require_names(source, file)
+    _require_sections(source, file)
     remarks: list[str] = []
+    damage: list[str] = []
+    if not has_names(file, source.size) and (named := named_by_shape(file)):
+        file = named
+        damage.append("the names of the sections, last in the file, are lost: their sizes and order tell them apart")
     notes = _notes(source, file, remarks)
     header = _header(notes, file, remarks)
-    index = _index(source, file, header, remarks)
+    index = _index(source, file, header, remarks, damage)
     if header.xch_nr_pages != index.count:
         remarks.append(f"the header note says {header.xch_nr_pages:,} pages, the index has {index.count:,}")
     magic = layout.XC_CORE_MAGIC if index.words == 2 else layout.XC_CORE_MAGIC_HVM
     if header.xch_magic not in (0, magic):
         remarks.append(f"the header note has magic {header.xch_magic:#x}, the index is that of {magic:#x}: it counts")
-    return _Core(source, file, notes, header, index, remarks)
+    return _Core(source, file, notes, header, index, remarks, damage)
 
 
-def _require_names(source: Source, file: ElfFile) -> None:
-    """Check that the section table and its names are there: they stand last in the file."""
+def _require_sections(source: Source, file: ElfFile) -> None:
+    """Check that the section table is there."""
     header = file.header
     if not file.sections:
         raise CorruptDumpError(
@@ -131,8 +138,6 @@ def _require_names(source: Source, file: ElfFile) -> None:
             offset=header.e_shoff,
             what="section headers",
         )
-    if header.e_shstrndx < len(file.sections):
-        _inside(source, file.sections[header.e_shstrndx], "section names, behind the page index that is cut off too")
 
 
 def _inside(source: Source, section: Section, what: str) -> None:
@@ -198,8 +203,10 @@ def _header(notes: Mapping[int, bytes], file: ElfFile, remarks: list[str]) -> la
     return header
 
 
-def _index(source: Source, file: ElfFile, header: layout.DumpcoreHeader, remarks: list[str]) -> PageIndex:
-    """Find index and pages, and check them against each other and the file."""
+def _index(
+    source: Source, file: ElfFile, header: layout.DumpcoreHeader, remarks: list[str], damage: list[str]
+) -> PageIndex:
+    """Find index and pages, and check them against each other and the file; of an index that is cut, what is there."""
     pages = file.section(layout.XEN_PAGES)
     found = [each for name in (layout.XEN_P2M, layout.XEN_PFN) if (each := file.section(name))]
     if pages is None or len(found) != 1:
@@ -211,8 +218,8 @@ def _index(source: Source, file: ElfFile, header: layout.DumpcoreHeader, remarks
         )
     index = found[0]
     words = 2 if index.name == layout.XEN_P2M else 1
+    _require_index(source, index, pages, header.xch_page_size)
     _inside(source, pages, layout.XEN_PAGES)
-    _inside(source, index, f"page index {index.name}")
     entries, rest = divmod(index.size, 8 * words)
     if rest:
         raise CorruptDumpError(
@@ -222,7 +229,28 @@ def _index(source: Source, file: ElfFile, header: layout.DumpcoreHeader, remarks
     if entries != held:
         remarks.append(f"{index.name} has {entries:,} entries, {layout.XEN_PAGES} {held:,} pages: the fewer count")
     count = min(entries, held)
+    there = (source.size - index.offset) // (8 * words)
+    if there < count:
+        behind = pages.offset + there * header.xch_page_size
+        damage.append(
+            f"truncated: {index.name} has {entries:,} entries, {there:,} are there; the other {count - there:,} pages, "
+            f"from {behind:#x} on in the file, have no address"
+        )
+        count = there
     return PageIndex(source, file.endian, index.offset, pages.offset, count, header.xch_page_size, words)
+
+
+def _require_index(source: Source, index: Section, pages: Section, page_size: int) -> None:
+    """Check that at least one entry is there. Nothing else tells where a page belongs: guests have holes anywhere."""
+    if index.offset + 8 <= source.size:
+        return
+    there = max(min(pages.size, source.size - pages.offset), 0) // page_size
+    raise TruncatedDumpError(
+        f"page index {index.name}, without which the {there:,} pages at {pages.offset:#x} have no address; index",
+        offset=index.offset,
+        wanted=index.size,
+        available=max(source.size - index.offset, 0),
+    )
 
 
 def _block(core: _Core, name: str) -> bytes:

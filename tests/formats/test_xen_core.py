@@ -351,11 +351,43 @@ class TestReading:
         whole = sections(data)
         index = data.index(whole[".xen_pfn" if hvm else ".xen_p2m"])
         pages = data.index(whole[".xen_pages"])
-        for length in (len(data) - 1, len(data) - 60, index + 100, index, index - 1, pages + 5000, pages, 5000, 560):
+        for length in (index + 7, index, index - 1, pages + 5000, pages, 5000, 560):
             path = write(tmp_path, data[:length])
-            with pytest.raises(errors.TruncatedDumpError, match="page index that is cut off") as caught:
+            with pytest.raises(errors.TruncatedDumpError, match=r"without which the \d+ pages") as caught:
                 dumpxlate.open(path)
             assert caught.value.path == str(path)
+
+    @pytest.mark.parametrize("hvm", [False, True])
+    @pytest.mark.parametrize("bits", [64, 32])
+    def test_names_that_are_lost(self, tmp_path: Path, guest: Guest, hvm: bool, bits: int) -> None:
+        """They stand last: a file that lacks its last byte lacks some, and one with a hole there all of them."""
+        data = xen_core.build(guest, hvm=hvm, bits=bits)
+        for broken in (data[:-1], data[:-60], data[:-60] + bytes(60), data[:-72] + bytes(72)):
+            with dumpxlate.open(write(tmp_path, broken)) as dump:
+                assert [line for line in dump.damage if "names of the sections" in line] == list(dump.damage)
+                assert len(dump.damage) == 1
+                assert_pages(dump, guest.pages)
+                assert len(dump.cpus) == guest.nr_vcpus
+                assert ("xen_shared_info" in dump.blocks, dump.p2m is not None) == (True, not hvm)
+
+    def test_sections_without_names_that_do_not_fit(self, tmp_path: Path, guest: Guest) -> None:
+        for lie in ({".xen_p2m": {"sh_entsize": 24}}, {".xen_pages": {"sh_size": 4096}}, {".xen_p2m": {"sh_type": 3}}):
+            data = xen_core.build(guest, sections=lie)[:-72]
+            with pytest.raises(errors.CorruptDumpError, match=r"expected \.xen_pages and one of"):
+                dumpxlate.open(write(tmp_path, data))
+
+    @pytest.mark.parametrize("hvm", [False, True])
+    def test_an_index_that_is_cut(self, tmp_path: Path, guest: Guest, hvm: bool) -> None:
+        data = xen_core.build(guest, hvm=hvm)
+        index = data.index(sections(data)[".xen_pfn" if hvm else ".xen_p2m"])
+        entry = 8 if hvm else 16
+        for there in (1, 100, len(guest.stored) - 1):
+            with dumpxlate.open(write(tmp_path, data[: index + there * entry + 7])) as dump:
+                kept = guest.stored[:there]
+                assert dump.pages.stored.select(0, 1 << 20).tolist() == kept
+                assert_pages(dump, {pfn: guest.pages[pfn] for pfn in kept})
+                lost = len(guest.stored) - there
+                assert any(f"{there:,} are there; the other {lost:,} pages" in line for line in dump.damage)
 
     @pytest.mark.parametrize("length", [64, 100, 300])
     def test_truncated_in_the_headers(self, tmp_path: Path, guest: Guest, length: int) -> None:
