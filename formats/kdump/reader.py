@@ -10,11 +10,12 @@ from dumpxlate.arch import all_arches, by_machine_or_unknown
 from dumpxlate.dump import Dump, Machine
 from dumpxlate.elf.notes import NT_PRSTATUS, Note, parse_notes
 from dumpxlate.errors import CorruptDumpError, FormatError
+from dumpxlate.formats.kdump.fit import fitting_bitmap
 from dumpxlate.formats.kdump.header import arch_named, read_part, text_of
 from dumpxlate.formats.kdump.layout import FLAG_OF_CODEC, LAST_VERSION, SIGNATURES, KdumpSubHeader32Packed
 from dumpxlate.formats.kdump.parts import gaps, in_order
 from dumpxlate.formats.kdump.recovery import recover
-from dumpxlate.formats.kdump.store import KdumpStore, ShiftedStore, stored_bitmap
+from dumpxlate.formats.kdump.store import KdumpStore, ShiftedStore
 from dumpxlate.formats.kdump.table import DescriptorTable
 from dumpxlate.guest_notes import (
     blocks_from_notes,
@@ -118,10 +119,10 @@ def _recovered(source: Source) -> Part:
 def _pages(parts: Sequence[Part], arch: Arch) -> tuple[DeferredStore, list[str]]:
     """Make the store, and say what it lacks; only bitmaps are read, unless something is wrong."""
     first = parts[0]
-    bitmap = stored_bitmap(first)
+    bitmap, misfit = fitting_bitmap(first)
     source = first.source if len(parts) == 1 else ConcatenatedSource([part.source for part in parts])
     table = DescriptorTable.of_parts(source, parts, bitmap)
-    damage = [part.recovered for part in parts if part.recovered]
+    damage = [part.recovered for part in parts if part.recovered] + ([misfit] if misfit else [])
     damage += _lost_parts(parts, bitmap) + _lost_pages(parts, table)
 
     def load() -> PageStore:
