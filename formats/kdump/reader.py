@@ -14,7 +14,7 @@ from dumpxlate.formats.kdump.fit import fitting_bitmap
 from dumpxlate.formats.kdump.header import arch_named, read_part, text_of
 from dumpxlate.formats.kdump.layout import FLAG_OF_CODEC, LAST_VERSION, SIGNATURES, KdumpSubHeader32Packed
 from dumpxlate.formats.kdump.parts import gaps, in_order
-from dumpxlate.formats.kdump.recovery import recover
+from dumpxlate.formats.kdump.recovery import recover, recover_among
 from dumpxlate.formats.kdump.store import KdumpStore, ShiftedStore
 from dumpxlate.formats.kdump.table import DescriptorTable
 from dumpxlate.guest_notes import (
@@ -54,7 +54,7 @@ def open_kdump(sources: Sequence[Source]) -> Dump:
         CorruptDumpError: headers contradict themselves, the file, or each other.
         UnsupportedFeatureError: several files that are no parts.
     """
-    parts = in_order([_read_named(source) for source in sources])
+    parts = in_order(_read_all(sources))
     first = parts[0]
     remarks: list[str] = []
     notes = _notes(first, remarks) + _eraseinfo(parts, remarks)
@@ -88,10 +88,17 @@ def open_kdump(sources: Sequence[Source]) -> Dump:
     )
 
 
+def _read_all(sources: Sequence[Source]) -> list[Part]:
+    """Read the headers of all files; one that has lost its own is found by its shape, or by the others of its set."""
+    lost = [bytes(source.view(0, min(source.size, 8))) not in SIGNATURES for source in sources]
+    parts = [_read_named(source) for source, is_lost in zip(sources, lost, strict=True) if not is_lost]
+    for source in (source for source, is_lost in zip(sources, lost, strict=True) if is_lost):
+        parts.append(recover_among(source, parts) or _recovered(source))
+    return parts
+
+
 def _read_named(source: Source) -> Part:
     """Read the headers of one of several files, so that an error names it."""
-    if bytes(source.view(0, min(source.size, 8))) not in SIGNATURES:
-        return _recovered(source)
     try:
         return read_part(source)
     except FormatError as error:

@@ -7,11 +7,13 @@
 The descriptors are rows of 24 bytes that lead behind themselves and into the file; where their data begin tells how
 many they are, and the second bitmap must have as many bits as there are rows. That leaves one place for the bitmaps,
 and with them every page has its pfn. Without the bitmaps no page could be placed, whatever its descriptor says.
+
+One part of a split dump is found by the others, whose headers say the same but for the pfns.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +29,11 @@ from dumpxlate.formats.kdump.layout import (
     PageDesc,
     codecs_of_flags,
 )
+from dumpxlate.formats.kdump.parts import gaps
 from dumpxlate.structs import dtype_of, parse, size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from dumpxlate.io.source import Source
     from dumpxlate.structs import Endian
 
-__all__ = ["recover"]
+__all__ = ["recover", "recover_among"]
 
 _BLOCKS = (4096, 65536, 16384, 8192, 32768)
 _STEP = 4096
@@ -53,6 +56,7 @@ _CANDIDATES = 16
 _ROW = size_of(PageDesc)
 _CHUNK = 1 << 16
 _LOST = "the header is lost; blocks, bitmaps and descriptors were found by their shape"
+_LOST_OF_PART = "the header of {} is lost; it is what the other parts of the set leave over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,26 @@ def recover(source: Source) -> Part | None:
         if len(found) == 1:
             return found[0]
     return None
+
+
+def recover_among(source: Source, others: Sequence[Part]) -> Part | None:
+    """Make up the header of one part of a split dump from those of all others; None where it does not fit to them.
+
+    The bitmaps are the same in all parts, which is checked when they are put in order.
+    """
+    if not others or not all(part.is_split for part in others):
+        return None
+    between = gaps(sorted(others, key=lambda part: part.pfns))
+    if len(between) != 1:
+        return None
+    first, (start, stop) = others[0], between[0]
+    names = ("start_pfn", "end_pfn"), ("start_pfn_64", "end_pfn_64")
+    pfns: dict[str, Any] = dict(zip(names[first.version >= 6], (start, stop), strict=True))
+    part = replace(first, source=source, sub=replace(first.sub, **pfns), recovered=_LOST_OF_PART.format(source.name))
+    if part.table_at + 2 * _ROW > source.size:
+        return None
+    rows = _rows(source, part.table_at, 2, part.endian)
+    return part if _sensible(rows, part.table_at, source.size, part.block_size).all() else None
 
 
 def _tables(source: Source) -> Iterator[_Table | None]:

@@ -95,6 +95,40 @@ def test_what_cannot_be_placed_is_not_guessed(tmp_path: Path, lost: str) -> None
         dumpxlate.open(path, format="kdump")
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"version": 5}, {"layout": "packed", "utsname": {"machine": b"i686"}}], ids=str
+)
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_part_is_found_by_the_others_of_its_set(cli: Cli, tmp_path: Path, lost: int, options: dict[str, Any]) -> None:
+    paths = [tmp_path / f"part{number}" for number in (1, 2, 3)]
+    for path, data in zip(paths, kdump.split_set(FULL, 3, codec="zlib", **options), strict=True):
+        path.write_bytes(data if path != paths[lost] else bytes(2 * 4096) + data[2 * 4096 :])
+    with dumpxlate.open(*paths, format="kdump") as dump:
+        assert [line for line in dump.damage if "the header of" in line] == list(dump.damage)
+        assert len(dump.damage) == 1
+        found = dump.read_pages(FULL.stored)
+        assert [pfn for pfn, row in zip(FULL.stored, found, strict=True) if row.tobytes() != FULL.pages[pfn]] == []
+    saved = cli("convert", *paths, "--from", "kdump", "--salvage", "-o", "out")
+    assert saved.returncode == 4, saved.stderr
+    assert f"the header of {paths[lost]} is lost" in saved.stderr
+
+
+def test_two_lost_parts_are_one_too_many(tmp_path: Path) -> None:
+    paths = [tmp_path / f"part{number}" for number in (1, 2, 3)]
+    for path, data in zip(paths, kdump.split_set(FULL, 3, codec="zlib"), strict=True):
+        path.write_bytes(data if path == paths[2] else bytes(2 * 4096) + data[2 * 4096 :])
+    with pytest.raises(errors.FormatError):
+        dumpxlate.open(*paths, format="kdump")
+
+
+def test_another_file_is_no_part(tmp_path: Path) -> None:
+    paths = [tmp_path / f"part{number}" for number in (1, 2, 3)]
+    for path, data in zip(paths, kdump.split_set(FULL, 3, codec="zlib"), strict=True):
+        path.write_bytes(data if path != paths[1] else b"\xff" * len(data))
+    with pytest.raises(errors.FormatError):
+        dumpxlate.open(*paths, format="kdump")
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "in"
     for content in (b"x", bytes(100_000), b"\xff" * 100_000, bytes(range(256)) * 1000):
