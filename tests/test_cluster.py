@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    Cli = Callable[..., subprocess.CompletedProcess[str]]
+
 PARTS = 6
 
 
@@ -66,7 +68,7 @@ def test_a_cluster_that_loses_a_worker_writes_the_whole_set(tmp_path: Path) -> N
     guest = small_guest(excluded=())
     (tmp_path / "in").write_bytes(core(guest))
     contact = tmp_path / "scheduler.json"
-    words = ["convert", "in", "-t", "kdump", "--compress", "zlib", "-o", "out", "--split", str(PARTS)]
+    words = ["convert", "in", "-t", "kdump", "--compress", "zlib", "-o", "out", "--split", str(PARTS), "--verify"]
     with ExitStack() as running:
         start = ("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
         running.enter_context(process(*start, "--scheduler-file", str(contact), folder=tmp_path))
@@ -81,10 +83,29 @@ def test_a_cluster_that_loses_a_worker_writes_the_whole_set(tmp_path: Path) -> N
         workers[0].send_signal(signal.SIGKILL)
         assert client.wait(120) == 0, (tmp_path / "log").read_text()[-2000:]
     parts = sorted(tmp_path.glob("out.[0-9]"))
-    assert len(parts) == PARTS == len(json.loads((tmp_path / "report.json").read_text()))
+    reports = json.loads((tmp_path / "report.json").read_text())
+    assert len(parts) == PARTS == len(reports)
+    assert all(report["verified"] for report in reports)
     with dumpxlate.open(*parts) as dump:
         pages = dump.read_pages(guest.stored)
     assert [pfn for pfn, page in zip(guest.stored, pages, strict=True) if page.tobytes() != guest.pages[pfn]] == []
+
+
+def test_going_on_is_refused(cli: Cli, tmp_path: Path) -> None:
+    """Before anything else: a worker that only seems lost may still write what another one would go on in."""
+    (tmp_path / "in").write_bytes(core(small_guest(excluded=())))
+    done = cli("convert", "in", "-t", "kdump", "-o", "out", "--split", "2", "--dask", "tcp://127.0.0.1:1", "--resume")
+    assert done.returncode == 2
+    assert "leave --resume out" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_part_is_verified_where_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(core(small_guest(excluded=())))
+    words = ["convert", "in", "-t", "kdump", "-o", "out", "--split", "2", "--verify", "--part", "2"]
+    report = write_part(words, str(tmp_path))
+    assert report["verified"]
+    assert (tmp_path / "out.2").exists()
 
 
 def test_a_part_that_fails_is_told_in_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from dumpxlate.errors import CorruptDumpError
 from dumpxlate.registry import all_formats, all_wrappers
 from tests.conftest import ROOT
-from tests.fuzz import oracle
+from tests.fuzz import uses
 from tests.fuzz.bases import base, bases
 from tests.fuzz.mutate import MOST, Recipe, apply, choose
 from tests.fuzz.oracle import Finding, examine, places
@@ -75,14 +75,14 @@ def raises(error: Exception) -> Callable[..., Any]:
 def test_the_oracle_sees_errors_that_must_not_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
 ) -> None:
-    monkeypatch.setattr(oracle, "map_pages", raises(error))
+    monkeypatch.setattr(uses, "map_pages", raises(error))
     outcome = examine(bases()["lime"], base("lime"), tmp_path)
     assert isinstance(outcome, Finding)
     assert outcome.kind.startswith(kind)
 
 
 def test_the_oracle_sees_wrong_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oracle, "describe_dump", lambda dump: {"release": "\x1b[2J"})
+    monkeypatch.setattr(uses, "describe_dump", lambda dump: {"release": "\x1b[2J"})
     outcome = examine(bases()["lime"], base("lime"), tmp_path)
     assert isinstance(outcome, Finding)
     assert "not printable" in outcome.kind

@@ -225,7 +225,7 @@ def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]
     """Have the machines of a cluster run this very command, each for parts of the set.
 
     Raises:
-        ValueError: there are no parts to share out.
+        ValueError: there are no parts to share out, or they are to go on where an earlier run was.
         OutputError: one of them exists.
     """
     from dumpxlate.cli.cluster import convert_on, without
@@ -233,6 +233,9 @@ def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]
 
     if conduct.split is None or conduct.part is not None or out == "-":
         raise ValueError("--dask shares out the files of a set: give --split N, and neither --part nor a pipe")
+    if conduct.resume:
+        # A worker that only seems lost may still write what another one would go on in.
+        raise ValueError("--dask has a part that was lost written anew by another worker: leave --resume out")
     for path in (Path(f"{out}.{part}") for part in range(1, conduct.split + 1)):
         if path.exists() and not conduct.force:
             raise OutputError("exists (use --force to replace it)", path=str(path))

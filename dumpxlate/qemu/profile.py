@@ -159,7 +159,8 @@ class Profile:
                 source=source,
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise CorruptDumpError(f"not a profile: {error!r}", path=source, what="QEMU profile") from error
+            at = getattr(error, "pos", getattr(error, "start", 0))  # of what is no JSON, or no UTF-8
+            raise CorruptDumpError(f"not a profile: {error!r}", path=source, offset=at, what="QEMU profile") from error
         made._check()
         return made
 
@@ -195,7 +196,9 @@ class Profile:
         for name in ("start", "size"):
             place = self.places[f"FlatRange.addr.{name}"]
             if place.offset + place.size > self.sizes["FlatRange"]:
-                raise CorruptDumpError(f"addr.{name} lies outside FlatRange", path=self.source, what="QEMU profile")
+                raise CorruptDumpError(
+                    f"addr.{name} at {place.offset:#x} lies outside FlatRange", path=self.source, what="QEMU profile"
+                )
 
 
 def _bounded(value: object) -> int:

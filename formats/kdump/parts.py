@@ -62,7 +62,9 @@ def _check_same_dump(one: Part, other: Part) -> None:
         differ = ["bitmap"]
     if differ:
         raise CorruptDumpError(
-            f"a part of another dump than {one.source.name}: {differ[0]} differs", path=other.source.name
+            f"a part of another dump than {one.source.name}: {differ[0]} differs",
+            path=other.source.name,
+            offset=other.stored_bitmap_at if differ == ["bitmap"] else 0,
         )
 
 

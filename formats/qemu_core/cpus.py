@@ -52,7 +52,9 @@ def _processors(reader: Reader) -> list[int]:
     at = reader.process.word(head, reader.process.pointer, "list of processors")
     while at:
         if len(found) == _CPUS_LIMIT:
-            raise CorruptDumpError(f"more than {_CPUS_LIMIT} processors", what="list of processors")
+            raise CorruptDumpError(
+                f"more than {_CPUS_LIMIT} processors, the next at host address {at:#x}", what="list of processors"
+            )
         found.append(at)
         at = reader.member(at, "CPUState.node.tqe_next")
     return found

@@ -165,7 +165,10 @@ def _overlaps(low: Int64s, high: Int64s, start: Int64s, stop: Int64s) -> tuple[I
     count = np.maximum(np.searchsorted(start, high, side="left") - first, 0)
     total = int(count.sum())
     if total > _PIECES_LIMIT:
-        raise CorruptDumpError(f"lies in {total:,} pieces: expected {_PIECES_LIMIT:,} at most", what="guest memory")
+        raise CorruptDumpError(
+            f"lies in {total:,} pieces from host address {int(low.min()):#x} on: expected {_PIECES_LIMIT:,} at most",
+            what="guest memory",
+        )
     row = np.repeat(np.arange(len(low)), count)
     return row, np.arange(total) - np.repeat(np.cumsum(count) - count, count) + first[row]
 

@@ -137,7 +137,9 @@ def guest_ram(reader: Reader) -> GuestRam:
     view = reader.member(space, "AddressSpace.current_map")
     count = reader.member(view, "FlatView.nr")
     if count > _RANGES_LIMIT:
-        raise CorruptDumpError(f"{count:,} ranges of memory: expected {_RANGES_LIMIT:,} at most", what="FlatView")
+        raise CorruptDumpError(
+            f"{count:,} ranges of memory at host address {view:#x}: expected {_RANGES_LIMIT:,} at most", what="FlatView"
+        )
     size = reader.profile.sizes["FlatRange"]
     table = reader.process.memory.read(reader.member(view, "FlatView.ranges"), count * size, "FlatView ranges")
     region, inside, start, length = (_column(reader, table, name) for name in _COLUMNS)
@@ -171,7 +173,7 @@ def _column(reader: Reader, table: bytes, path: str) -> UInt64s:
     """Give one member of all ranges."""
     place, stride = reader.profile.places[path], reader.profile.sizes["FlatRange"]
     if place.size not in (4, 8) or place.offset + place.size > stride:
-        raise CorruptDumpError(f"{place.size} bytes at {place.offset} of {stride}", what=path)
+        raise CorruptDumpError(f"{place.size} bytes at {place.offset:#x} of {stride:#x}", what=path)
     dtype = np.dtype(f"{reader.process.endian}u{place.size}")
     column = np.ndarray(len(table) // stride, dtype, table, place.offset, (stride,)) if table else np.empty(0, dtype)
     return column.astype(np.uint64)
@@ -217,7 +219,10 @@ class _Regions:
                 return self._in_block(region, offset)
             offset += member(region, "MemoryRegion.alias_offset")
             region = alias
-        raise CorruptDumpError(f"more than {_ALIASES_LIMIT} aliases of one another", what="MemoryRegion")
+        raise CorruptDumpError(
+            f"more than {_ALIASES_LIMIT} aliases of one another, the next at host address {region:#x}",
+            what="MemoryRegion",
+        )
 
     def _in_block(self, region: int, offset: int) -> tuple[int, int]:
         """Find the block of a region that is no alias."""
@@ -252,7 +257,9 @@ def ram_blocks(reader: Reader) -> tuple[RamBlock, ...]:
     at = reader.member(head, "RAMList.blocks.lh_first", "RAMList.blocks.tqh_first") if head is not None else 0
     while at:
         if len(blocks) == _BLOCKS_LIMIT:
-            raise CorruptDumpError(f"more than {_BLOCKS_LIMIT} RAM blocks", what="RAMList")
+            raise CorruptDumpError(
+                f"more than {_BLOCKS_LIMIT} RAM blocks, the next at host address {at:#x}", what="RAMList"
+            )
         blocks.append(_block(reader, at))
         at = reader.member(at, "RAMBlock.next.le_next", "RAMBlock.next.tqe_next")
     return tuple(blocks)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dumpxlate.arch import arm, by_machine_or_unknown, by_name, i386, x86_64
 from dumpxlate.dump import Cpu, Dump, Machine
+from dumpxlate.elf.container import PT_NOTE
 from dumpxlate.errors import CorruptDumpError, PageUnavailableError, UnsupportedFeatureError
 from dumpxlate.formats.qemu_core.cpus import read_cpus
 from dumpxlate.formats.qemu_core.missing import missing_ram
@@ -149,7 +150,10 @@ def _bias(process: Process, entry: int) -> int:
     """
     at = process.auxv.get(AT_ENTRY)
     if at is None:
-        raise CorruptDumpError("no AT_ENTRY: the load address is not known", what="NT_AUXV")
+        notes = process.file.segments.where(process.file.segments.type == PT_NOTE).offset
+        raise CorruptDumpError(
+            "no AT_ENTRY: the load address is not known", offset=int(notes[0]) if len(notes) else 0, what="NT_AUXV"
+        )
     if (at - entry) % _PAGE:
         raise CorruptDumpError(
             f"AT_ENTRY {at:#x} is no whole number of pages from {entry:#x}: the debug information is of another build",

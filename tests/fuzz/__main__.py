@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import selectors
 import shutil
@@ -45,6 +46,16 @@ class Worker:
     def start(self) -> None:
         (self.folder / "progress").write_bytes(bytes(8))
         self.child = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def stop(self) -> int:
+        """End it; gives its exit code."""
+        self.child.kill()
+        code = self.child.wait()
+        for pipe in (self.child.stdin, self.child.stdout):
+            assert pipe
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        return code
 
     def feed(self, first: int, stop: int) -> None:
         assert self.child.stdin
@@ -152,8 +163,7 @@ def _replace(run: Run, worker: Worker, selector: selectors.BaseSelector) -> None
     """Start a worker anew that died or hangs."""
     selector.unregister(worker.child.stdout)  # type: ignore[arg-type]
     stuck = worker.child.poll() is None and worker.is_stuck()
-    worker.child.kill()
-    code = worker.child.wait()
+    code = worker.stop()
     run.lost(worker, "hang outside of Python" if stuck else f"worker died: {code}")
     worker.start()
     selector.register(worker.child.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
@@ -191,8 +201,7 @@ def main() -> None:
     finally:
         for worker in workers:
             if hasattr(worker, "child"):
-                worker.child.kill()
-                worker.child.wait()
+                worker.stop()
         shutil.rmtree(top)
     table = run.table(args.seed) | {"seconds": round(time.monotonic() - run.begun, 1)}
     text = json.dumps(table, indent=2) + "\n"

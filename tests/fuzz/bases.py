@@ -16,7 +16,12 @@ from tests.conftest import SAMPLES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Base", "base", "bases"]
+__all__ = ["NEVER_WRAPPED", "Base", "base", "bases"]
+
+NEVER_WRAPPED = (
+    "p2m", "rawmap", "compressed", "libvirt", "kdump_set", "dwarf", "profile", "qemu_core_known", "symbols",
+)  # fmt: skip
+"""Formats that containers are not tried around."""
 
 LOW = ((0, 10), (0x20, 14))
 FULL = small_guest(ranges=[*LOW, (1 << 20, 4)], excluded=())
@@ -31,7 +36,8 @@ class Base:
 
     Attributes:
         name: as recipes call it.
-        format: the reader that it is for; "p2m" for a map, "rawmap" for a file beside a raw image.
+        format: the reader that it is for; "p2m" for a map, "rawmap" for a file beside a raw image, and those of
+            ``companions``.
         make: gives its bytes.
         mfns: pfn -> mfn of the guest in it, where a map may be applied.
         weight: how often it is chosen; large ones seldom, since they take longer.
@@ -118,7 +124,10 @@ def _samples() -> list[Base]:
 @cache
 def bases() -> dict[str, Base]:
     """Every base by name."""
+    from tests.fuzz.companions import companions
+
     found = [*_from_matrix(), *_further(), *_maps(), *_samples(), Base("rawmap", "rawmap", _raw_map, weight=0.5)]
+    found += companions()
     return {each.name: each for each in found}
 
 

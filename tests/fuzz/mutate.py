@@ -13,7 +13,7 @@ import lz4.frame
 import zstandard
 
 from tests.builders import flattened, qemu_stream
-from tests.fuzz.bases import Base, base, bases
+from tests.fuzz.bases import NEVER_WRAPPED, Base, base, bases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -249,7 +249,7 @@ def choose(seed: str, names: Sequence[str], look: Callable[[Base], Places]) -> R
     alike = [name for name in names if known[name].weight >= 0.5] or list(names)
     chooser = _Chooser(rng, base(chosen.name), look(chosen), alike)
     steps = [chooser.step() for _ in range(rng.choice(_MANY))]
-    if chosen.format not in ("p2m", "rawmap", "compressed", "libvirt") and rng.random() < 0.15 and chosen.weight >= 0.5:
+    if chosen.format not in NEVER_WRAPPED and rng.random() < 0.15 and chosen.weight >= 0.5:
         steps.append(["wrap", rng.choice(_CONTAINERS)])
         if rng.random() < 0.7:
             outer = apply(Recipe(chosen.name, tuple(steps)))

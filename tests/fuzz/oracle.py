@@ -5,44 +5,38 @@ Everything that dumpxlate does with a dump is done to the input, and then
 * no exception but a ``DumpxlateError`` comes out, and one about corruption names an offset or a page;
 * ``check`` counts the pages that ``convert --salvage --bad-pages skip`` writes, and what it writes can be opened again;
 * no string that a terminal would act on is in a description or a message;
-* nothing is left behind but the input and the output under its own name.
+* nothing is written, renamed or removed outside of its folder, no program is started and no connection made;
+* nothing is left behind but the input, as it was, and the output under its own name.
 
 Time and memory are watched by the worker.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import dumpxlate
 from dumpxlate import errors
-from dumpxlate.cli.render_guest import describe_registers, describe_vmcoreinfo
-from dumpxlate.describe.dump import describe_dump, describe_p2m, describe_report, printable
-from dumpxlate.describe.memory import describe_translation
-from dumpxlate.describe.page_map import map_pages
-from dumpxlate.describe.verify import describe_check, describe_map
+from dumpxlate.describe.dump import describe_p2m
 from dumpxlate.io.source import BytesSource, Closing
 from dumpxlate.p2m.files import read_map
 from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import PageState
 from dumpxlate.registry import open_from
-from dumpxlate.verify.check import check
-from dumpxlate.vmcoreinfo_search import find
 from tests.fuzz.bases import Base, base
+from tests.fuzz.companions import EXAMINERS, opened_soundly, pieces
+from tests.fuzz.uses import TARGETS, BrokenError, look_into_host, plain, use
+from tests.fuzz.watch import confined
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dumpxlate.arrays import Int32s, Int64s
-    from dumpxlate.dump import Dump
-    from dumpxlate.verify.check import CheckReport
     from tests.fuzz.mutate import Places
 
 __all__ = ["Finding", "examine", "places"]
@@ -50,16 +44,6 @@ __all__ = ["Finding", "examine", "places"]
 _CONTAINERS = ("compressed", "libvirt", "flattened")
 _HOST = "xen_host"
 """Bases that are the memory of a Xen host, in ELF."""
-TARGETS = ("raw", "elf", "kdump", "lime", "avml", "xendump", "xen_core")
-_SMALL = 8 << 20
-_LARGEST = 8 << 30
-"""Bytes of guest memory that are converted: the time that takes is in proportion to them, also where they are holes."""
-
-_FULL = (errno.EFBIG, errno.ENOSPC)
-
-
-class BrokenError(Exception):
-    """The oracle's own complaint: no exception, but a wrong answer."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +66,36 @@ def examine(given: Base, data: bytes, folder: Path) -> str | Finding:
         How it ended ("opened", or the name of an error), or what is wrong.
     """
     path = folder / "input"
+    outside: list[str] = []
+    try:
+        with confined(folder) as outside:
+            outcome = _examined(given, data, path)
+        left = _left(folder, data)
+    finally:
+        for each in folder.iterdir():
+            each.unlink()
+    if isinstance(outcome, str) and (outside or left):
+        wrong = "; ".join([*outside, *left])
+        return Finding(f"written outside: {wrong.partition(' ')[0]}", wrong)
+    return outcome
+
+
+def _examined(given: Base, data: bytes, path: Path) -> str | Finding:
     try:
         return _EXAMINERS.get(given.format, _examine_dump)(given, data, path)
     except errors.DumpxlateError as error:
         return _judged(error)
     except Exception as error:
         return finding(error)
-    finally:
-        for each in folder.iterdir():
-            each.unlink()
+
+
+def _left(folder: Path, data: bytes) -> list[str]:
+    """Say what is in the folder that must not be: anything but the input as it was, and the output of one name."""
+    found = [f"{each.name} left" for each in folder.iterdir() if not each.name.startswith(("input", "output"))]
+    inputs = [each.read_bytes() for each in sorted(folder.glob("input*"))]
+    if data not in inputs and data != b"".join(inputs):  # companions have several files
+        found.append("input changed")
+    return found
 
 
 def finding(error: BaseException) -> Finding:
@@ -113,7 +118,7 @@ def _judged(error: errors.DumpxlateError) -> str | Finding:
 def _examine_map(given: Base, data: bytes, path: Path) -> str:
     path.write_bytes(data)
     found = read_map(path)
-    _plain(describe_p2m(found))
+    plain(describe_p2m(found))
     found.entries(0, min(found.size, 1 << 16))
     found.mfn(np.arange(16, dtype=np.int64))
     found.pfn(np.arange(16, dtype=np.int64))
@@ -124,7 +129,7 @@ def _examine_beside(given: Base, data: bytes, path: Path) -> str:
     path.write_bytes(bytes(0x10000))
     path.with_name("input.dxmap").write_bytes(data)
     with dumpxlate.open(path, format="raw") as dump:
-        _use(dump, path, "lime")
+        use(dump, path, "lime")
     return "opened"
 
 
@@ -145,111 +150,13 @@ def _examine_dump(given: Base, data: bytes, path: Path) -> str:
         if dump.frames is not None and given.mfns and choice[0] & 3:
             pfn, mfn = (np.array(list(side), np.int64) for side in (given.mfns, given.mfns.values()))
             dump = dump.with_p2m(P2M.from_pairs(pfn, mfn))
-        _use(dump, path, TARGETS[choice[1] % len(TARGETS)])
+        use(dump, path, TARGETS[choice[1] % len(TARGETS)])
         if given.format == _HOST:
-            _look_into_host(dump)
+            look_into_host(dump)
     return "opened"
 
 
-_EXAMINERS = {"p2m": _examine_map, "rawmap": _examine_beside}
-
-
-def _use(dump: Dump, path: Path, target: str) -> None:
-    """Do what commands do."""
-    _plain(describe_dump(dump))
-    found = check(dump, threads=0)
-    _plain(describe_check(dump, found))
-    mapped = map_pages(dump, limit=100, cells=16)
-    _plain(describe_map(dump, mapped))
-    _require(sum(mapped.pages.values()) - mapped.pages["absent"] == found.ram, f"map {mapped.pages}, RAM {found.ram}")
-    if dump.cpus:
-        _plain(describe_registers(dump, dump.cpus))
-    if dump.vmcoreinfo:
-        _plain(describe_vmcoreinfo(dump, dump.vmcoreinfo, None))
-    elif dump.pages.stored.count * dump.pages.page_size <= _SMALL:
-        find(dump, threads=0)
-    _read_some(dump)
-    _translate_some(dump)
-    _look_further(dump)
-    if dump.pages.stored.count * dump.pages.page_size <= _LARGEST:
-        _convert(dump, path.with_name("output"), target, found)
-
-
-def _read_some(dump: Dump) -> None:
-    """Read pages with and without content, and a few bytes over a seam."""
-    pages, size = dump.pages, dump.pages.page_size
-    some = [*pages.ram.select(0, 3).tolist(), pages.ram.stop, 0, 1 << 40]
-    dump.read_pages(some)
-    dump.states(some)
-    with contextlib.suppress(errors.PageUnavailableError):
-        dump.read(some[0] * size + size - 3, 6)
-
-
-def _translate_some(dump: Dump) -> None:
-    """Walk page tables, where there are any; a guest's word decides where they lead."""
-    for address in (0, 0xFFFF_FFFF_8100_0000, 0xC010_0000, 0xFFFF_8880_0000_1000):
-        try:
-            _plain(describe_translation(dump, address))
-        except (errors.TranslationError, errors.PageUnavailableError, errors.UnsupportedFeatureError, errors.MapError):
-            continue
-
-
-def _look_further(dump: Dump) -> None:
-    """Search for maps, rewrite page tables, list domains, where the dump is of a kind that has them."""
-    refused = (errors.MapError, errors.UnsupportedFeatureError)
-    if dump.frames is not None and dump.machine.paravirtual:
-        with contextlib.suppress(*refused):
-            dump.find_p2m()
-    if dump.machine.paravirtual and dump.p2m is not None:
-        with contextlib.suppress(*refused):
-            check(dump.canonical(threads=0), threads=0)
-
-
-def _look_into_host(dump: Dump) -> None:
-    """Take domains out of a host's memory; Xen's tables of frames are as long as the memory that the file claims."""
-    with contextlib.suppress(errors.MapError, errors.UnsupportedFeatureError, errors.CorruptDumpError):
-        for domain in dump.domains()[:3]:
-            with contextlib.suppress(errors.MapError, errors.UnsupportedFeatureError, errors.CorruptDumpError):
-                check(dump.domain(domain.number), threads=0)
-
-
-def _convert(dump: Dump, out: Path, target: str, found: CheckReport) -> None:
-    """Convert, compare the counts with those of the check, and open the result."""
-    try:
-        report = dumpxlate.convert(dump, out, target, threads=0, salvage=True, allow_loss=True, bad_pages="skip")
-    except (errors.UnsupportedFeatureError, errors.MapError):
-        _require(not out.exists(), f"{target}: refused, but a file was left")
-        return
-    except OSError as error:
-        if error.errno in _FULL:
-            return
-        raise
-    _plain(describe_report(report))
-    counted = {state: report.pages_out.get(state, 0) for state in ("stored", "zero", "bad", "excluded")}
-    told = {state: found.pages.get(state, 0) for state in counted}
-    if target in ("raw", "lime", "elf"):
-        _require(counted == told, f"check said {told}, {target} got {counted}")
-    with dumpxlate.open(out, format="raw" if target == "raw" else None) as again:
-        whole = report.complete or not again.damage
-        _require(whole or target == "kdump", f"{target}: what was written is damaged: {again.damage}")
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise BrokenError(otherwise)
-
-
-def _plain(value: Any) -> None:
-    """Refuse strings that a terminal would act on."""
-    if isinstance(value, str):
-        _require(printable(value) == value, f"not printable: {value!r:.200}")
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            _plain(key)
-            _plain(each.replace("\n", "") if key == "domain_xml" else each)  # the one text with lines of its own
-    elif isinstance(value, list | tuple):
-        for each in value:
-            _plain(each)
+_EXAMINERS = {"p2m": _examine_map, "rawmap": _examine_beside} | EXAMINERS
 
 
 class _Traced(Closing):
@@ -276,13 +183,27 @@ _PLACES: dict[str, Places] = {}
 def places(given: Base) -> Places:
     """Find out where the reader of a base looks: headers, tables and indexes, but no pages."""
     if given.name not in _PLACES:
-        data = base(given.name)
-        source = _Traced(data)
-        if given.format not in _EXAMINERS and given.format not in _CONTAINERS:
-            with open_from([source], "raw" if given.format == "raw" else None) as dump:
-                first = dump.pages.ram.select(0, 1)
-                state = dump.pages.locate(first).state
-                assert len(state) == 0 or state[0] <= max(PageState)
-        whole = ((0, len(data)),)
-        _PLACES[given.name] = tuple((at, size) for at, size in source.seen if size > 0 and at >= 0) or whole
+        whole = base(given.name)
+        sources, found, at = [_Traced(piece) for piece in pieces(given)], [], 0
+        _look(given, sources)
+        for source in sources:
+            found += [(at + low, size) for low, size in source.seen if size > 0 and low >= 0]
+            at += source.size
+        if given.format == "libvirt":  # header, XML and cookie, before the stream
+            found = [(0, 92), (92, whole.find(b"\0", 92) + 60)]
+        _PLACES[given.name] = tuple(found) or ((0, len(whole)),)
     return _PLACES[given.name]
+
+
+def _look(given: Base, sources: list[_Traced]) -> None:
+    """Open a base, and look for its first page."""
+    if given.format in EXAMINERS:
+        dump = opened_soundly(given, list(sources))
+    elif given.format in (*_EXAMINERS, *_CONTAINERS):
+        dump = None
+    else:
+        dump = open_from(list(sources), "raw" if given.format == "raw" else None)
+    if dump:
+        with dump:
+            state = dump.pages.locate(dump.pages.ram.select(0, 1)).state
+            assert len(state) == 0 or state[0] <= max(PageState)
