@@ -1,7 +1,8 @@
 """Coverage-guided fuzzing of one reader with atheris: ``python -m tests.fuzz.atheris_targets kdump -runs=50000``.
 
-Needs ``pip install atheris`` (Linux, CPython), which is no dependency of the tests. What follows the reader's name
-goes to libFuzzer. Seeds are the small bases of the reader; the oracle is that of ``python -m tests.fuzz``.
+Needs ``pip install -e '.[test]' atheris`` (Linux, CPython 3.11 or 3.12), which is no dependency of the tests. What
+follows the reader's name goes to libFuzzer. Seeds are the small bases of the reader; the oracle is that of
+``python -m tests.fuzz``. What it finds is left in the working folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import atheris
 
 with atheris.instrument_imports(include=["dumpxlate"]):
     from dumpxlate.registry import all_formats, all_wrappers
-    from tests.fuzz.bases import Base, base, bases
+    from tests.fuzz.bases import base, bases
     from tests.fuzz.oracle import Finding, examine
 
     READERS = [each.name for each in (*all_formats(), *all_wrappers())]  # imports them all
@@ -33,7 +34,7 @@ def fuzz(top: Path, name: str, options: list[str]) -> None:
         folder.mkdir()
     for number, each in enumerate(chosen):
         (seeds / str(number)).write_bytes(base(each.name))
-    given = Base(name, name, bytes, chosen[0].mfns)
+    given = chosen[0]
 
     def one(data: bytes) -> None:
         outcome = examine(given, data, inputs)
@@ -41,7 +42,8 @@ def fuzz(top: Path, name: str, options: list[str]) -> None:
             raise FoundError(f"{outcome.kind}\n{outcome.detail}")
 
     largest = max(len(base(each.name)) for each in chosen)
-    limits = [f"-max_len={largest + 4096}", "-timeout=10", "-rss_limit_mb=1024"]
+    here = f"-artifact_prefix={Path.cwd()}/"  # the oracle looks at inputs in a folder of its own
+    limits = [f"-max_len={largest + 4096}", "-timeout=10", "-rss_limit_mb=1024", here]
     atheris.Setup([sys.argv[0], *limits, *options, str(seeds)], one)
     atheris.Fuzz()
 
