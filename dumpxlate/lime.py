@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import TYPE_CHECKING, Annotated
 
-from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
-from dumpxlate.structs import U32, U64, pack, size_of, struct
+from dumpxlate.errors import CorruptDumpError, FormatError, UnsupportedFeatureError
+from dumpxlate.structs import U32, U64, pack, parse, size_of, struct
 
-__all__ = ["AVML_MAGIC", "AVML_VERSION", "LIME_MAGIC", "LIME_VERSION", "RECORD", "LimeHeader", "check_record", "record"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dumpxlate.io.source import Source
+
+__all__ = [
+    "AVML_MAGIC",
+    "AVML_VERSION",
+    "LIME_MAGIC",
+    "LIME_VERSION",
+    "RECORD",
+    "LimeHeader",
+    "check_record",
+    "next_record",
+    "record",
+]
 
 LIME_MAGIC = b"EMiL"
 LIME_VERSION = 1
@@ -29,6 +45,9 @@ class LimeHeader:
 
 
 RECORD = size_of(LimeHeader)
+_WINDOW = 16 << 20
+_MOST_TRIES = 1 << 12
+"""Places that are looked at closely: memory may be full of what looks like headers."""
 
 
 def check_record(header: LimeHeader, at: int) -> None:
@@ -59,3 +78,44 @@ def check_record(header: LimeHeader, at: int) -> None:
 def record(magic: bytes, version: int, start: int, length: int) -> bytes:
     """Make the header of a range."""
     return pack(LimeHeader(magic, version, start, start + length - 1, 0), "<")
+
+
+def next_record(
+    source: Source, at: int, lowest: int, magics: tuple[bytes, ...], follows: Callable[[LimeHeader, int], bool]
+) -> int | None:
+    """Find the next header behind a defect.
+
+    Args:
+        source: the file.
+        at: where a header makes no sense.
+        lowest: address that the next range begins at, or above; ranges ascend.
+        magics: of the kinds of headers looked for.
+        follows: looks at what comes behind a header at an offset: memory may hold what looks like one.
+
+    Returns:
+        Where it is; None if there is none.
+    """
+    versions = {LIME_MAGIC: LIME_VERSION, AVML_MAGIC: AVML_VERSION}
+    begins = [re.escape(magic + versions[magic].to_bytes(4, "little")) for magic in magics]
+    wanted = re.compile(b"|".join(begins))
+    tries = _MOST_TRIES
+    for start in range(at + 1, source.size - RECORD, _WINDOW):
+        body = source.view(start, min(_WINDOW + RECORD, source.size - start))
+        for found in wanted.finditer(body):
+            place, tries = start + found.start(), tries - 1
+            if found.start() + RECORD > len(body) or not tries:
+                break
+            header = parse(LimeHeader, body, found.start(), "<")
+            if _is_sound(header, place) and header.s_addr >= lowest and follows(header, place):
+                return place
+        if not tries:
+            break
+    return None
+
+
+def _is_sound(header: LimeHeader, at: int) -> bool:
+    try:
+        check_record(header, at)
+    except FormatError:
+        return False
+    return not header.reserved

@@ -13,15 +13,19 @@ from dumpxlate.errors import CorruptDumpError
 from dumpxlate.formats.avml.frames import unpack_frames
 from dumpxlate.formats.avml.records import Blocks, find_blocks
 from dumpxlate.io.source import Closing, check_range, ranges_inside
-from dumpxlate.pageset import pages_between
+from dumpxlate.pageset import EMPTY, pages_between, union
 from dumpxlate.segments import index_segments
 from dumpxlate.stores import IndexedStore
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int32s, Int64s
     from dumpxlate.io.source import Source
+    from dumpxlate.pageset import PageSet
 
 __all__ = ["ChunkedSource", "open_avml"]
+
+_MOST_BROKEN = 1 << 12
+"""Broken blocks whose pages are listed as missing."""
 
 
 def open_avml(source: Source) -> Dump:
@@ -41,14 +45,20 @@ def open_avml(source: Source) -> Dump:
         format="avml",
         variant="version 2",
         machine=machine,
-        pages=IndexedStore(
-            index.source, machine.page_size, index.extents, lost=pages_between(*blocks.broken, machine.page_size)
-        ),
+        pages=IndexedStore(index.source, machine.page_size, index.extents, lost=_lost(blocks, machine.page_size)),
         sources=(source,),
         attributes={"blocks": len(start), "chunks": len(blocks.packed)},
         remarks=(*remarks, *blocks.remarks),
         damage=tuple(blocks.damage),
     )
+
+
+def _lost(blocks: Blocks, page_size: int) -> PageSet:
+    """Give the pages of blocks that are not there to their ends."""
+    lost: PageSet = EMPTY
+    for start, stop in blocks.broken[:_MOST_BROKEN]:
+        lost = union(lost, pages_between(start, stop, page_size))
+    return lost
 
 
 class ChunkedSource(Closing):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dumpxlate.errors import CorruptDumpError, FormatError, TruncatedDumpError
 from dumpxlate.formats.avml.frames import CHUNK, COMPRESSED, FIRST_SKIPPABLE, IDENTIFIER, RAW, STREAM
 from dumpxlate.io.windowed import WindowedReader
-from dumpxlate.lime import AVML_MAGIC, LIME_MAGIC, RECORD, LimeHeader, check_record
+from dumpxlate.lime import AVML_MAGIC, LIME_MAGIC, RECORD, LimeHeader, check_record, next_record
 from dumpxlate.structs import parse
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Blocks:
         packed: whether each chunk is one of snappy's.
         remarks: oddities.
         damage: what is missing at the end.
-        broken: addresses (from, up to) of a block that is not there to its end.
+        broken: addresses (from, up to) of blocks that are not there to their ends.
     """
 
     ranges: array[int] = field(default_factory=lambda: array("q"))
@@ -46,7 +46,7 @@ class Blocks:
     packed: bytearray = field(default_factory=bytearray)
     remarks: list[str] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
-    broken: tuple[int, int] = (0, 0)
+    broken: list[tuple[int, int]] = field(default_factory=list)
     size: int = 0
 
     def add(self, length: int, at: int, there: int, *, packed: bool) -> None:
@@ -72,13 +72,13 @@ def is_mixed(source: Source) -> bool:
 
 
 def find_blocks(source: Source) -> Blocks:
-    """Walk over all blocks and their chunks; what is broken ends the walk.
+    """Walk over all blocks and their chunks; behind what is broken, the walk goes on with the next block.
 
     Raises:
         FormatError: the first block makes no sense.
     """
     found = Blocks()
-    reader, at = WindowedReader(source), 0
+    reader, at, lowest = WindowedReader(source), 0, 0
     while at < source.size:
         number, before = len(found.ranges) // 3, found.size
         header = None
@@ -93,13 +93,27 @@ def find_blocks(source: Source) -> Blocks:
             if not found.size:
                 raise
             if header:
-                found.broken = (header.s_addr, header.e_addr + 1)
-            found.damage.append(f"block {number} at {at:#x}: {error}; what follows is left out")
-            end = source.size
+                found.broken.append((header.s_addr, header.e_addr + 1))
+                lowest = header.e_addr + 1
+            end = _behind(source, at, lowest)
+            left = "what follows is left out" if end == source.size else f"the next block is at {end:#x}"
+            found.damage.append(f"block {number} at {at:#x}: {error}; {left}")
         if header and found.size > before:
             found.ranges.extend((header.s_addr, found.size - before, before))
+            lowest = header.e_addr + 1
         at = end
     return found
+
+
+def _behind(source: Source, at: int, lowest: int) -> int:
+    """Give where the next block is, whose snappy stream begins as all do; the end of the file if there is none."""
+
+    def follows(_: LimeHeader, place: int) -> bool:
+        begin = place + RECORD
+        return bytes(source.view(begin, min(len(IDENTIFIER), source.size - begin))) == IDENTIFIER
+
+    found = next_record(source, at, lowest, (AVML_MAGIC,), follows)
+    return source.size if found is None else found
 
 
 def _header(reader: WindowedReader, at: int) -> LimeHeader:

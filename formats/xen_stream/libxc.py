@@ -14,6 +14,7 @@ from dumpxlate.formats.xen_stream import layout
 from dumpxlate.formats.xen_stream.hvm import hvm_cpus
 from dumpxlate.formats.xen_stream.layout import DomainHeader, ImageHeader
 from dumpxlate.formats.xen_stream.pages import PageRecords
+from dumpxlate.formats.xen_stream.resync import is_header, next_pages
 from dumpxlate.structs import parse, size_of
 from dumpxlate.xen import MAX_VCPUS, PAGE_SIZE, xen_cpus
 
@@ -142,12 +143,25 @@ def _headers(source: Source, at: int) -> Libxc:
 
 
 def _records(stream: Libxc, at: int) -> Iterator[tuple[int, int, int]]:
-    """Give type, place and length of each record up to END; of one that is cut off only if it holds pages."""
+    """Give type, place and length of each record up to END; of one that is cut off only if it holds pages.
+
+    Where a header makes no sense, the walk goes on with the next record that has pages.
+    """
     source = stream.source
     while at + _HEADER.size <= source.size:
         kind, length = _HEADER.unpack(source.view(at, _HEADER.size))
         body = at + _HEADER.size
-        if length > layout.RECORD_LIMIT or body + length > source.size:
+        unknown = kind not in layout.NAMES and not kind & layout.OPTIONAL_RECORD
+        unknown = unknown and not is_header(source, body + (length + 7) // 8 * 8)
+        odd = length > layout.RECORD_LIMIT or body + length > source.size
+        if (odd or unknown) and (found := next_pages(source, at)) is not None:
+            stream.damage.append(
+                f"record at {at:#x} makes no sense (type {kind:#x}, {length:,} bytes): {found - at:,} bytes are left "
+                f"out, up to the next pages at {found:#x}"
+            )
+            at = found
+            continue
+        if odd:
             name = layout.NAMES.get(kind, f"type {kind:#x}")
             stream.damage.append(
                 f"truncated: record {name} at {at:#x} has {length:,} bytes, {source.size - body:,} follow"

@@ -227,7 +227,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("fields", "error", "words"), WRONG)
-def test_a_wrong_header_is_refused_or_ends_the_file(
+def test_a_wrong_header_is_refused_or_passed_over(
     fields: dict[str, int], error: type[errors.FormatError], words: str
 ) -> None:
     pieces = [(0x10000, page(16)), (0x10000, page(16)), (0x40000, page(64))]
@@ -237,7 +237,9 @@ def test_a_wrong_header_is_refused_or_ends_the_file(
     with read(avml.build(pieces, headers={1: fields})) as dump:
         assert words in dump.damage[0]
         assert dump.damage[0].startswith("block 1 at ")
-        assert runs(dump.pages.ram) == [(16, 1)]
+        assert len(dump.damage) == 1
+        assert runs(dump.pages.ram) == [(16, 1), (64, 1)]
+        assert dump.read(64 * PAGE, PAGE) == page(64)
 
 
 def block(frames: bytes, size: int = PAGE) -> bytes:

@@ -162,7 +162,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("fields", "error", "words"), WRONG)
-def test_a_wrong_header_is_refused_or_ends_the_file(
+def test_a_wrong_header_is_refused_or_passed_over(
     fields: dict[str, int], error: type[errors.FormatError], words: str
 ) -> None:
     pieces = [(0x10000, page(16)), (0x20000, page(32)), (0x40000, page(64))]
@@ -172,7 +172,22 @@ def test_a_wrong_header_is_refused_or_ends_the_file(
     with read(lime.build(pieces, headers={1: fields})) as dump:
         assert words in dump.damage[0]
         assert f"range 1 at {32 + PAGE:#x}" in dump.damage[0]
+        assert len(dump.damage) == 1
+        assert runs(dump.pages.ram) == [(16, 1), (64, 1)]
+        assert dump.read(64 * PAGE, PAGE) == page(64)
+
+
+def test_what_looks_like_a_header_behind_a_defect(guest: Guest) -> None:
+    """Memory may hold a LiME file: only what leads to the end of this one, upwards, is a header of it."""
+    inside = lime.build([(0x90000, page(1)), (0xA0000, page(2))]).ljust(4 * PAGE, b"\0")
+    pieces = [(0x10000, page(16)), (0x20000, inside), (0x40000, page(64)), (0x30000, page(3))]
+    with read(lime.build(pieces[:3], headers={1: {"magic": 0}})) as dump:
+        assert runs(dump.pages.ram) == [(16, 1), (64, 1)]
+    with read(lime.build(pieces, headers={1: {"magic": 0}})) as dump:
+        assert runs(dump.pages.ram) == [(16, 1), (48, 1)]  # the last one alone leads on upwards to the end
+    with read(lime.build(pieces[:2], headers={1: {"magic": 0}})) as dump:
         assert runs(dump.pages.ram) == [(16, 1)]
+        assert "what follows is left out" in dump.damage[0]
 
 
 def test_one_file_only(guest: Guest) -> None:
