@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 from dumpxlate.errors import CorruptDumpError, FormatError, UnsupportedFeatureError
@@ -45,8 +46,8 @@ class LimeHeader:
 
 
 RECORD = size_of(LimeHeader)
-_WINDOW = 16 << 20
-_MOST_TRIES = 1 << 12
+_FIRST_WINDOW, _LARGEST_WINDOW = 64 << 10, 16 << 20
+_MOST_TRIES = 64
 """Places that are looked at closely: memory may be full of what looks like headers."""
 
 
@@ -98,18 +99,17 @@ def next_record(
     versions = {LIME_MAGIC: LIME_VERSION, AVML_MAGIC: AVML_VERSION}
     begins = [re.escape(magic + versions[magic].to_bytes(4, "little")) for magic in magics]
     wanted = re.compile(b"|".join(begins))
-    tries = _MOST_TRIES
-    for start in range(at + 1, source.size - RECORD, _WINDOW):
-        body = source.view(start, min(_WINDOW + RECORD, source.size - start))
-        for found in wanted.finditer(body):
+    tries, start, window = _MOST_TRIES, at + 1, _FIRST_WINDOW
+    while start < source.size - RECORD and tries:
+        body = source.view(start, min(window + RECORD, source.size - start))
+        for found in islice(wanted.finditer(body), tries):
             place, tries = start + found.start(), tries - 1
-            if found.start() + RECORD > len(body) or not tries:
+            if found.start() + RECORD > len(body):
                 break
             header = parse(LimeHeader, body, found.start(), "<")
             if _is_sound(header, place) and header.s_addr >= lowest and follows(header, place):
                 return place
-        if not tries:
-            break
+        start, window = start + window, min(2 * window, _LARGEST_WINDOW)
     return None
 
 

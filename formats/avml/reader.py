@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ChunkedSource", "open_avml"]
 
-_MOST_BROKEN = 1 << 12
-"""Broken blocks whose pages are listed as missing."""
-
 
 def open_avml(source: Source) -> Dump:
     """Open an AVML file.
@@ -56,7 +53,7 @@ def open_avml(source: Source) -> Dump:
 def _lost(blocks: Blocks, page_size: int) -> PageSet:
     """Give the pages of blocks that are not there to their ends."""
     lost: PageSet = EMPTY
-    for start, stop in blocks.broken[:_MOST_BROKEN]:
+    for start, stop in blocks.broken:
         lost = union(lost, pages_between(start, stop, page_size))
     return lost
 

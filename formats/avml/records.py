@@ -23,6 +23,8 @@ _TRAILER = 8
 _LONGEST = 128 << 10
 """Bytes of a chunk that are believed: 64 KiB that snappy could not shrink have 76,490."""
 _MIXED_LIMIT = 1 << 16
+_MOST_DEFECTS = 1 << 10
+"""Broken blocks behind which the walk goes on."""
 
 
 @dataclass(slots=True)
@@ -95,7 +97,7 @@ def find_blocks(source: Source) -> Blocks:
             if header:
                 found.broken.append((header.s_addr, header.e_addr + 1))
                 lowest = header.e_addr + 1
-            end = _behind(source, at, lowest)
+            end = _behind(source, at, lowest) if len(found.damage) < _MOST_DEFECTS else source.size
             left = "what follows is left out" if end == source.size else f"the next block is at {end:#x}"
             found.damage.append(f"block {number} at {at:#x}: {error}; {left}")
         if header and found.size > before:
@@ -112,8 +114,8 @@ def _behind(source: Source, at: int, lowest: int) -> int:
         begin = place + RECORD
         return bytes(source.view(begin, min(len(IDENTIFIER), source.size - begin))) == IDENTIFIER
 
-    found = next_record(source, at, lowest, (AVML_MAGIC,), follows)
-    return source.size if found is None else found
+    place = next_record(source, at, lowest, (AVML_MAGIC,), follows)
+    return source.size if place is None else place
 
 
 def _header(reader: WindowedReader, at: int) -> LimeHeader:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Libxc", "read_libxc"]
 
 _BLOCK_LIMIT = 16 << 20
+_MOST_DEFECTS = 256
+"""Records that make no sense, behind which the walk goes on."""
 _PAIR = struct.Struct("<II")
 _HEADER = struct.Struct("<II")
 """A record header as plain numbers: a large guest has a quarter of a million records."""
@@ -154,7 +156,8 @@ def _records(stream: Libxc, at: int) -> Iterator[tuple[int, int, int]]:
         unknown = kind not in layout.NAMES and not kind & layout.OPTIONAL_RECORD
         unknown = unknown and not is_header(source, body + (length + 7) // 8 * 8)
         odd = length > layout.RECORD_LIMIT or body + length > source.size
-        if (odd or unknown) and (found := next_pages(source, at)) is not None:
+        defects = len(stream.damage)
+        if (odd or unknown) and defects < _MOST_DEFECTS and (found := next_pages(source, at)) is not None:
             stream.damage.append(
                 f"record at {at:#x} makes no sense (type {kind:#x}, {length:,} bytes): {found - at:,} bytes are left "
                 f"out, up to the next pages at {found:#x}"

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["is_header", "next_pages"]
 
-_WINDOW = 16 << 20
+_FIRST_WINDOW, _LARGEST_WINDOW = 64 << 10, 16 << 20
+_MOST_TRIES = 256
+"""Places that are looked at closely."""
+_MOST_ENTRIES = 1 << 12
+"""Entries of a record that is believed behind a defect; Xen's tools put 1024 into one."""
 _HEAD = 16
 _SHORTEST = 8 + 8
-_LONGEST = 8 + (8 + PAGE_SIZE) * layout.PAGES_LIMIT
+_LONGEST = 8 + (8 + PAGE_SIZE) * _MOST_ENTRIES
 _PAGE_BITS = np.uint64((1 << 60) - 1)
 _WITH_PAGE = np.isin(np.arange(16), layout.PAGES_WITH_CONTENT)
 _KNOWN = np.isin(np.arange(16), (*layout.PAGES_WITH_CONTENT, *layout.PAGES_WITHOUT))
@@ -30,16 +34,20 @@ _KNOWN = np.isin(np.arange(16), (*layout.PAGES_WITH_CONTENT, *layout.PAGES_WITHO
 
 def next_pages(source: Source, at: int) -> int | None:
     """Give where the next record with pages is, from one that makes no sense on; None if there is none."""
-    for start in range(at + 8, source.size - _HEAD, _WINDOW):
-        length = min(_WINDOW + 8, source.size - start) & -8
+    start, window, tries = at + 8, _FIRST_WINDOW, _MOST_TRIES
+    while start < source.size - _HEAD and tries:
+        length = min(window + 8, source.size - start) & -8
         words = np.frombuffer(source.view(start, length), "<u4").astype(np.int64).reshape(-1, 2)
         head, body = words[:-1], words[1:]
         count = body[:, 0]
         likely = (head[:, 0] == layout.PAGE_DATA) & (head[:, 1] >= _SHORTEST) & (head[:, 1] <= _LONGEST)
-        likely &= (count > 0) & (count <= layout.PAGES_LIMIT) & ((head[:, 1] - 8 - 8 * count) % PAGE_SIZE == 0)
-        for row in np.flatnonzero(likely).tolist():
-            if _is_record(source, start + 8 * row, int(head[row, 1]), int(count[row])):
-                return start + 8 * row
+        likely &= (count > 0) & (count <= _MOST_ENTRIES) & ((head[:, 1] - 8 - 8 * count) % PAGE_SIZE == 0)
+        for row in np.flatnonzero(likely)[:tries].tolist():
+            place: int = start + 8 * row
+            tries -= 1
+            if _is_record(source, place, int(head[row, 1]), int(count[row])):
+                return place
+        start, window = start + window, min(2 * window, _LARGEST_WINDOW)
     return None
 
 
@@ -64,5 +72,5 @@ def is_header(source: Source, at: int, *, last: bool = False) -> bool:
     kind, length = (int.from_bytes(source.view(at + each, 4), "little") for each in (0, 4))
     if kind == layout.PAGE_DATA:
         count = int.from_bytes(source.view(at + 8, min(4, source.size - at - 8)), "little")
-        return 0 < count <= layout.PAGES_LIMIT and 8 + 8 * count <= length <= _LONGEST
+        return 0 < count <= layout.PAGES_LIMIT and 8 + 8 * count <= length <= layout.RECORD_LIMIT
     return kind in layout.NAMES and length <= layout.RECORD_LIMIT and (last or kind != layout.END)
