@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import random
+import struct
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
+import zstandard
 
 import dumpxlate
 from dumpxlate.describe.dump import describe_report
@@ -14,7 +20,7 @@ from dumpxlate.describe.verify import describe_check
 from dumpxlate.errors import FormatError, MapError
 from dumpxlate.pages import PageState
 from dumpxlate.verify.check import check
-from tests.builders import elf_cores, kdump, lime
+from tests.builders import elf_cores, flattened, kdump, lime, qemu_stream
 from tests.test_matrix import FILTERED, INPUTS, NEAR, Input, opened
 
 if TYPE_CHECKING:
@@ -84,6 +90,66 @@ def test_a_truncated_file_gives_every_page_that_is_in_it(tmp_path: Path, given: 
                 twins = {pfn for pfn in named if pfn in given.guest.twins or pfn + 1 in given.guest.twins}
                 assert named - twins <= found.keys()
     assert opened_at_all >= 3 or given.format in INDEX_LAST
+
+
+def flat(data: bytes) -> bytes:
+    """What the whole records of a flattened file and the beginning of its last one put where."""
+    out, at = bytearray(), 4096
+    while at + 16 <= len(data):
+        offset, size = struct.unpack_from(">qq", data, at)
+        if offset < 0:
+            break
+        piece = data[at + 16 : at + 16 + size]
+        out.extend(bytes(max(offset + len(piece) - len(out), 0)))
+        out[offset : offset + len(piece)] = piece
+        at += 16 + size
+    return bytes(out)
+
+
+CONTAINERS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+    "gzip": (gzip.compress, lambda data: zlib.decompressobj(31).decompress(data)),
+    "xz": (lzma.compress, lambda data: lzma.LZMADecompressor().decompress(data)),
+    "bzip2": (lambda data: bz2.compress(data, 1), lambda data: bz2.BZ2Decompressor().decompress(data)),
+    "zstd": (
+        zstandard.compress,
+        lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
+    ),
+    "libvirt": (qemu_stream.libvirt, lambda data: data[64 << 10 :]),
+    "flattened": (lambda data: flattened.wrap(data, sizes=(4096, 100, 20000)), flat),
+}
+"""How a container is made, and what of it can be unpacked by other means, up to where it ends."""
+
+
+@pytest.mark.parametrize("name", ["elf-plain-x86_64<", "kdump-mixed", "lime", "xendump-hvm", "qemu_stream"])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_truncated_container_gives_what_another_program_unpacks(tmp_path: Path, container: str, name: str) -> None:
+    given = next(each for each in INPUTS if each.name == name)
+    if container == "libvirt" and given.format != "qemu_stream":
+        pytest.skip("libvirt saves streams of QEMU")
+    pack, unpack = CONTAINERS[container]
+    whole = pack(given.build(given.guest))
+    outer, inner = tmp_path / "outer", tmp_path / "inner"
+    opened_at_all = 0
+    for part in (0.3, 0.6, 0.9, 0.99):
+        cut = whole[: int(len(whole) * part)]
+        outer.write_bytes(cut)
+        inner.write_bytes(unpack(cut))
+        try:
+            with opened(inner, given) as dump:
+                wanted = whole_pages(dump, given.guest)
+        except FormatError:
+            with pytest.raises(FormatError):
+                opened(outer, given)
+            continue
+        with opened(outer, given) as dump:
+            opened_at_all += 1
+            assert dump.damage
+            assert whole_pages(dump, given.guest) == wanted
+            checked = check(dump, first=1000)
+            report = dumpxlate.convert(dump, tmp_path / "out", "elf", salvage=True, allow_loss=True, bad_pages="skip")
+            (tmp_path / "out").unlink()
+        assert describe_check(dump, checked)["missing"] == describe_report(report)["missing"]
+    assert opened_at_all >= 2
 
 
 @pytest.mark.parametrize("how", ["cut 0.4", "cut 0.7", "cut 0.93", "cut 0.999", "hole", "bits"])
