@@ -9,11 +9,13 @@ import resource
 import struct
 import subprocess
 import sys
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
+import zstandard
 
-from tests.builders import elf, flattened, kdump, lime, xen_stream
+from tests.builders import dwarf, elf, flattened, kdump, lime, qemu_stream, xen_stream
 from tests.builders.elf_notes import note, vmcoreinfo
 from tests.builders.guest import small_guest
 
@@ -176,7 +178,38 @@ def linked_tables() -> bytes:
     )
 
 
-BOMBS = (shared_notes, shared_memory, tiny_ranges, bitmaps_of_holes, zeros_without_end, linked_tables)
+def lines_without_end() -> bytes:
+    """VMCOREINFO of a million lines, each with a symbol."""
+    text = "".join(f"SYMBOL(name{number})={number:016x}\n" for number in range(1_000_000))
+    return elf.build([elf.Segment(paddr=0, data=GUEST.run(0, 8))], [vmcoreinfo("OSRELEASE=6.1\n" + text)])
+
+
+def names_without_end() -> bytes:
+    """As many sections as a table can have, which all begin somewhere in one endless name."""
+    count, names = 60_000, b"n" * (8 << 20)
+    at = 64 + 64 * count
+    head = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 4, 62, 1, 0, 0, 64, 0, 64, 56, 0, 64, count, 1)
+    row = struct.Struct("<IIQQQQIIQQ")
+    return head + b"".join(row.pack(each, 3, 0, 0, at, len(names), 0, 0, 1, 0) for each in range(count)) + names
+
+
+def xml_without_end() -> bytes:
+    """A domain of 40 MiB, whose name never ends, and then again and again."""
+    xml = "<domain><name>" + "x" * (20 << 20) + "<name>\x1b[2J" * (2 << 20)
+    return qemu_stream.libvirt(qemu_stream.save(GUEST), xml=xml)
+
+
+BOMBS = (
+    shared_notes,
+    shared_memory,
+    tiny_ranges,
+    bitmaps_of_holes,
+    zeros_without_end,
+    linked_tables,
+    lines_without_end,
+    names_without_end,
+    xml_without_end,
+)
 
 
 def limited() -> None:
@@ -218,3 +251,27 @@ def test_a_small_file_takes_no_great_memory(tmp_path: Path, build: Callable[[], 
     peak, code = map(int, done.stderr.rpartition("PEAK")[2].split())
     assert peak < 512 << 10
     assert code in (0, 1, 2, 3, 5)
+    assert len(done.stdout) < 2 << 20
+    assert not CONTROL.search(done.stdout), ascii(CONTROL.search(done.stdout))
+
+
+def packed_debug_information(kind: int) -> bytes:
+    """A section of debug information that says to be three gigabytes, and begins with zeros."""
+    size, zeros = 3 << 30, bytes(1 << 26)
+    body = zlib.compress(zeros, 1) if kind == 1 else zstandard.compress(zeros, 1)
+    section = struct.pack("<IIQQ", kind, 0, size, 1) + body
+    made = dwarf.elf_file({".debug_info": section, ".debug_abbrev": b"\0", ".debug_str": b"FlatRange\0"})
+    table = int.from_bytes(made[40:48], "little")
+    return made[: table + 64 + 8] + struct.pack("<Q", 0x800) + made[table + 64 + 16 :]  # SHF_COMPRESSED
+
+
+@pytest.mark.parametrize("kind", [1, 2], ids=["zlib", "zstd"])
+def test_debug_information_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, kind: int) -> None:
+    path = tmp_path / "debug"
+    path.write_bytes(packed_debug_information(kind))
+    command = [sys.executable, "-c", MEASURED, "qemu-profile", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limited)
+    assert "PEAK" in done.stderr, (done.returncode, done.stderr[-2000:])
+    peak, code = map(int, done.stderr.rpartition("PEAK")[2].split())
+    assert "3,221,225,472 bytes unpacked" in done.stderr
+    assert (code, peak < 256 << 10) == (5, True)

@@ -31,6 +31,9 @@ _NT_GNU_BUILD_ID = 3
 _NOTE_LIMIT = 1 << 20
 _UNPACKED_LIMIT = 4 << 30
 """Bytes of one section: those of a browser's debug information are a quarter of that."""
+_UNPACKED_FREELY, _MOST_SHRUNK = 64 << 20, 8
+"""Bytes that a section of any size may unpack to, and how many times its size a larger one: debug information shrinks
+to a third or a quarter, and what shrinks further has little in it."""
 
 
 def section_bytes(source: Source, file: ElfFile, name: str) -> bytes:
@@ -63,8 +66,13 @@ def _unpack(body: memoryview, section: Section, file: ElfFile, path: str) -> byt
         )
     fields = layout.unpack_from(body)
     algorithm, size = fields[0], fields[-2]
-    if size > _UNPACKED_LIMIT:
-        raise CorruptDumpError(f"{size:,} bytes unpacked", path=path, offset=section.offset, what=section.name)
+    if size > min(_UNPACKED_LIMIT, max(_UNPACKED_FREELY, _MOST_SHRUNK * len(body))):
+        raise CorruptDumpError(
+            f"{size:,} bytes unpacked, of {len(body):,}: more than can be",
+            path=path,
+            offset=section.offset,
+            what=section.name,
+        )
     packed = body[layout.size :]
     try:
         data = _INFLATE[algorithm](packed, size)
