@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import lzma
+import zlib
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import tests.test_matrix as matrix
-from tests.builders import elf_cores, kdump, lime, p2m, qemu_stream, xen_host, xen_stream
+from tests.builders import elf_cores, kdump, lime, p2m, p2m_tree, qemu_stream, xen_core, xen_host, xen_stream
 from tests.builders.guest import Guest, small_guest
 from tests.conftest import SAMPLES
 
@@ -73,7 +74,34 @@ def _further() -> list[Base]:
     found.append(Base("libvirt", "libvirt", lambda: qemu_stream.libvirt(qemu_stream.save(NEAR))))
     found.append(Base("qcow2", "qemu_stream", lambda: qemu_stream.qcow2({"s": qemu_stream.save(NEAR)}, disk=1 << 20)))
     found.append(Base("xen_stream-libxc", "xen_stream", partial(xen_stream.libxc, NEAR)))
+    found.append(Base("qemu_stream-mapped", "qemu_stream", _mapped, weight=0.5))
+    found.append(Base("qemu_stream-coded", "qemu_stream", _coded))
+    found += [Base(f"xen_core-{kind}", "xen_core", partial(_kernel, kind), weight=0.5) for kind in p2m_tree.KINDS]
     return found
+
+
+def _mapped() -> bytes:
+    return qemu_stream.mapped_ram({"pc.ram": {pfn: NEAR.pages[pfn] for pfn in range(10)}}, {"pc.ram": 0x20000})
+
+
+def _coded() -> bytes:
+    """Pages in every encoding of a stream."""
+    changes = bytes([0x10, 3]) + b"abc" + bytes([0xED, 0x03, 2]) + b"de"
+    records = [
+        qemu_stream.page(0, NEAR.pages[1], "pc.ram"),
+        qemu_stream.compressed(1, zlib.compress(NEAR.pages[2])),
+        qemu_stream.zero(2, fill=0xA5),
+        qemu_stream.delta(0, changes),
+        qemu_stream.page(3, NEAR.pages[3]),
+    ]
+    return qemu_stream.stream(qemu_stream.ram(qemu_stream.block_table({"pc.ram": 0x20000}), b"".join(records)))
+
+
+def _kernel(kind: str) -> bytes:
+    """A paravirtual guest with its kernel's p2m and page tables, so that maps are searched and tables rewritten."""
+    guest = small_guest(ranges=[(0, 0x60), (0x100, 0x60)], excluded=())
+    table = p2m.entries(guest, foreign={7: 0x123456}, identity=range(0x60, 0x80), invalid=[5])
+    return xen_core.build(p2m_tree.with_kernel_tree(guest, table, kind, at=range(0x108, 0x160)).guest)
 
 
 def _host() -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import lz4.frame
 import zstandard
 
-from tests.builders import flattened, qemu_stream
+from tests.builders import codecs, flattened, qemu_stream
 from tests.fuzz.bases import NEVER_WRAPPED, Base, base, bases
 
 if TYPE_CHECKING:
@@ -96,12 +96,18 @@ def _wrap(data: bytes, kind: str) -> bytes:
     return _WRAPPERS[kind](data)
 
 
+def _lzop(data: bytes) -> bytes:
+    """Pack whole lines of 64 bytes: the builder's plain LZO cannot begin with fewer than 3."""
+    return codecs.lzop(data.ljust(-(-len(data) // 64) * 64, b"\0"))
+
+
 _WRAPPERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 1, mtime=0),
     "xz": lambda data: lzma.compress(data, preset=0),
     "zstd": lambda data: zstandard.compress(data, 1),
     "lz4": lambda data: bytes(lz4.frame.compress(data)),
     "bzip2": lambda data: bz2.compress(data, 1),
+    "lzop": _lzop,
     "libvirt": qemu_stream.libvirt,
     "flattened": lambda data: flattened.wrap(data, sizes=(4096, 100, 20000)),
 }
@@ -232,7 +238,7 @@ class _Chooser:
 
 
 _MANY = (1, 1, 1, 2, 2, 3, 4, 6, 12)
-_CONTAINERS = ("gzip", "xz", "zstd", "lz4", "bzip2", "libvirt", "flattened", "flattened")
+_CONTAINERS = ("gzip", "xz", "zstd", "lz4", "bzip2", "lzop", "libvirt", "flattened", "flattened")
 
 
 def choose(seed: str, names: Sequence[str], look: Callable[[Base], Places]) -> Recipe:
