@@ -138,7 +138,8 @@ def guest_ram(reader: Reader) -> GuestRam:
     count = reader.member(view, "FlatView.nr")
     if count > _RANGES_LIMIT:
         raise CorruptDumpError(
-            f"{count:,} ranges of memory at host address {view:#x}: expected {_RANGES_LIMIT:,} at most", what="FlatView"
+            f"at host address {view:#x}: {count:,} ranges of memory: expected {_RANGES_LIMIT:,} at most",
+            what="FlatView",
         )
     size = reader.profile.sizes["FlatRange"]
     table = reader.process.memory.read(reader.member(view, "FlatView.ranges"), count * size, "FlatView ranges")
