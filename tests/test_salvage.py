@@ -11,6 +11,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+import lz4.frame
 import pytest
 import zstandard
 
@@ -113,6 +114,10 @@ CONTAINERS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]]
     "zstd": (
         zstandard.compress,
         lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
+    ),
+    "lz4": (
+        lambda data: bytes(lz4.frame.compress(data)),
+        lambda data: bytes(lz4.frame.LZ4FrameDecompressor().decompress(data)),
     ),
     "libvirt": (qemu_stream.libvirt, lambda data: data[64 << 10 :]),
     "flattened": (lambda data: flattened.wrap(data, sizes=(4096, 100, 20000)), flat),

@@ -152,7 +152,9 @@ def _bias(process: Process, entry: int) -> int:
     if at is None:
         notes = process.file.segments.where(process.file.segments.type == PT_NOTE).offset
         raise CorruptDumpError(
-            "no AT_ENTRY: the load address is not known", offset=int(notes[0]) if len(notes) else 0, what="NT_AUXV"
+            "no AT_ENTRY: the load address is not known",
+            offset=max(int(notes[0]), 0) if len(notes) else 0,
+            what="NT_AUXV",
         )
     if (at - entry) % _PAGE:
         raise CorruptDumpError(
