@@ -27,6 +27,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
+    NoReturn,
     TypeAlias,
     TypeVar,
     dataclass_transform,
@@ -78,16 +79,60 @@ T = TypeVar("T")
 def struct(cls: type[T]) -> type[T]:
     """Make a class of annotated fields a frozen, slotted dataclass that ``parse`` and ``table`` understand.
 
-    A field is one of the integer types of this module, or ``Annotated[bytes, n]`` for n raw bytes.
+    A field is one of the integer types of this module, or ``Annotated[bytes, n]`` for n raw bytes. None has a default.
     """
-    return dataclasses.dataclass(frozen=True, slots=True)(cls)
+    # The methods that dataclass would write and compile, half a millisecond for each structure at every start of the
+    # program, are the same for all of them.
+    for name in _METHODS:
+        setattr(cls, name, _Methods.__dict__[name])
+    return dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(cls)
+
+
+class _Methods:
+    """What all structures have in common."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        names = self.__slots__
+        if len(values) + len(named) != len(names) or not named.keys() <= set(names[len(values) :]):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
+        for name, value in zip(names, values, strict=False):
+            object.__setattr__(self, name, value)
+        for name, value in named.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and _values(self) == _values(other)
+
+    def __hash__(self) -> int:
+        return hash(_values(self))
+
+    def __reduce__(self) -> tuple[type[Any], tuple[int | bytes, ...]]:
+        return type(self), _values(self)
+
+    def __repr__(self) -> str:
+        fields = zip(self.__slots__, _values(self), strict=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields)})"
+
+
+_METHODS = ("__init__", "__setattr__", "__delattr__", "__eq__", "__hash__", "__reduce__", "__repr__")
+
+
+def _values(structure: Any) -> tuple[int | bytes, ...]:
+    return tuple(getattr(structure, name) for name in structure.__slots__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Layout:
     """What is derived from a structure's declaration, once for each byte order."""
 
-    names: tuple[str, ...]
     packer: _struct.Struct
     dtype: np.dtype[np.void]
 
@@ -102,8 +147,7 @@ def _layout(cls: type[Any], endian: Endian) -> _Layout:
         fields = [(field.name, hints[field.name].__metadata__[0]) for field in dataclasses.fields(cls)]
         codes = (f"{code}s" if isinstance(code, int) else code for _, code in fields)
         columns = [(name, f"V{code}" if isinstance(code, int) else endian + _NUMPY[code]) for name, code in fields]
-        names = tuple(name for name, _ in fields)
-        found = _LAYOUTS[cls, endian] = _Layout(names, _struct.Struct(endian + "".join(codes)), np.dtype(columns))
+        found = _LAYOUTS[cls, endian] = _Layout(_struct.Struct(endian + "".join(codes)), np.dtype(columns))
     return found
 
 
@@ -153,4 +197,4 @@ def table(
 def pack(value: object, endian: Endian) -> bytes:
     """Write one structure as bytes."""
     layout = _layout(type(value), endian)
-    return layout.packer.pack(*(getattr(value, name) for name in layout.names))
+    return layout.packer.pack(*_values(value))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import struct as plain
 import tracemalloc
 from typing import TYPE_CHECKING, Annotated
@@ -87,6 +89,34 @@ def test_a_structure_is_a_frozen_value() -> None:
     assert value == parse(Every, bytes(SIZE), 0, ">")
     assert not hasattr(value, "__dict__")
     assert type(value.u64) is int
+
+
+@struct
+class Pair:
+    """Two fields."""
+
+    low: U8
+    high: U16
+
+
+def test_a_structure_does_what_a_dataclass_does() -> None:
+    assert Pair(1, 2) == Pair(1, high=2) == Pair(high=2, low=1) == dataclasses.replace(Pair(1, 3), high=2)
+    assert Pair(1, 2) != Pair(1, 3)
+    assert Pair(1, 2) != (1, 2)
+    assert {Pair(1, 2), Pair(1, 2), Pair(2, 1)} == {Pair(1, 2), Pair(2, 1)}
+    assert repr(Pair(1, 2)) == "Pair(low=1, high=2)"
+    assert copy.deepcopy(Pair(1, 2)) == pickle.loads(pickle.dumps(Pair(1, 2))) == Pair(1, 2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del Pair(1, 2).low
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [((), {}), ((1,), {}), ((1, 2, 3), {}), ((1, 2), {"low": 1}), ((1,), {"low": 1}), ((1,), {"middle": 1})],
+)
+def test_a_structure_takes_each_field_once(values: tuple[int, ...], named: dict[str, int]) -> None:
+    with pytest.raises(TypeError, match=r"^Pair takes low, high, each once$"):
+        Pair(*values, **named)
 
 
 @pytest.mark.parametrize(("size", "offset"), [(SIZE - 1, 0), (SIZE, 1), (0, 0), (SIZE, SIZE), (SIZE, 1 << 70)])
