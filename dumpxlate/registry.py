@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import sys
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 from dumpxlate.errors import (
@@ -63,8 +64,38 @@ def _packages() -> tuple[Format | Wrapper, ...]:
         for module in pkgutil.iter_modules(package.__path__)
         if module.ispkg
     ]
-    found += [entry.load() for entry in entry_points(group=GROUP)]
+    found += _added()
     return tuple(sorted(found, key=lambda each: each.name))
+
+
+def _added() -> list[Format | Wrapper]:
+    """Load the formats of other distributions.
+
+    ``importlib.metadata``, which knows them, takes as long to import as all of our formats: it is not where no
+    distribution adds any, which a look at the files that it would read tells.
+    """
+    if not any(map(_may_add_formats, sys.path)):
+        return []
+    from importlib.metadata import entry_points
+
+    return [entry.load() for entry in entry_points(group=GROUP)]
+
+
+def _may_add_formats(folder: str) -> bool:
+    """Tell whether an entry of ``sys.path`` has a distribution with formats; what is no folder (a zip file) may."""
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            infos = [entry.path for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]
+    except OSError as error:
+        return isinstance(error, NotADirectoryError)
+    return any(GROUP.encode() in _entry_points(info) for info in infos)
+
+
+def _entry_points(info: str) -> bytes:
+    try:
+        return Path(info, "entry_points.txt").read_bytes()
+    except OSError:
+        return b""
 
 
 def all_formats() -> tuple[Format, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import zipfile
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -26,7 +28,7 @@ from dumpxlate.io.source import BytesSource
 from dumpxlate.stores import IndexedStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from dumpxlate.io.source import Source
@@ -271,27 +273,44 @@ def test_an_installation_without_formats_says_so(monkeypatch: pytest.MonkeyPatch
         registry._packages.cache_clear()
 
 
-def test_other_distributions_add_formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    @dataclass
-    class Entry:
-        stub: Stub
-
-        def load(self) -> Stub:
-            return self.stub
-
-    added = Stub("another")
-    asked: list[str] = []
-
-    def entries(*, group: str) -> list[Entry]:
-        asked.append(group)
-        return [Entry(added)]
-
-    monkeypatch.setattr(registry, "entry_points", entries)
+@pytest.fixture
+def reload_formats() -> Iterator[None]:
+    """Look for formats anew, and once more afterwards."""
     registry._packages.cache_clear()
-    try:
-        assert registry.find_format("another") is added
-        assert registry.find_format("elf").name == "elf"
-        assert asked == ["dumpxlate.formats"]
-    finally:
-        monkeypatch.undo()
-        registry._packages.cache_clear()
+    yield
+    registry._packages.cache_clear()
+
+
+ADDED = {
+    "metadata": "Metadata-Version: 2.1\nName: another\nVersion: 1\n",
+    "entry_points.txt": "[dumpxlate.formats]\nmine = {name}:FORMAT\n",
+    "module": "class Format:\n    name = {name!r}\n\nFORMAT = Format()\n",
+}
+
+
+@pytest.mark.usefixtures("reload_formats")
+@pytest.mark.parametrize(
+    ("info", "metadata"),
+    [("another-1.dist-info", "METADATA"), ("another.egg-info", "PKG-INFO"), ("EGG-INFO", "PKG-INFO")],
+)
+def test_other_distributions_add_formats(
+    info: str, metadata: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"added_as_{info[-8:].replace('-', '_').lower()}"
+    files = {
+        f"{name}.py": ADDED["module"],
+        f"{info}/{metadata}": ADDED["metadata"],
+        f"{info}/entry_points.txt": ADDED["entry_points.txt"],
+    }
+    place = tmp_path / "another-1.egg"
+    if info == "EGG-INFO":
+        with zipfile.ZipFile(place, "w") as egg:
+            for path, text in files.items():
+                egg.writestr(path, text.format(name=name))
+    else:
+        (place / info).mkdir(parents=True)
+        for path, text in files.items():
+            (place / path).write_text(text.format(name=name))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(place)])
+    assert registry.find_format(name).name == name
+    assert registry.find_format("elf").name == "elf"
