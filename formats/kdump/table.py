@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from dumpxlate.arrays import distinct
 from dumpxlate.formats.kdump.layout import INVALID_CODEC, PageDesc, codecs_of_flags
 from dumpxlate.pages import CodecId, PageState
 from dumpxlate.structs import dtype_of, size_of
@@ -144,12 +145,12 @@ class DescriptorTable:
         Args:
             total: descriptors of the whole dump.
         """
-        behind = [self.at + self.count * ROW, self.at + total * ROW]
+        behind = np.concatenate([self.at + self.count * ROW, self.at + total * ROW])
         sample = self.find(np.arange(self.first[0], self.first[0] + _SAMPLE)) if len(self.first) else _nothing(0)
         raw = sample.offset[(sample.state == _STORED) & (sample.codec == CodecId.RAW)]
-        value, times = np.unique(raw, return_counts=True)
+        value, times = distinct(raw)
         shared = value[np.argsort(-times, kind="stable")][:_MOST_ZERO_PAGES][: np.count_nonzero(times > 1)]
-        found = [at for at in np.unique(np.concatenate([*behind, shared])).tolist() if self._is_zero(at)]
+        found = [at for at in distinct(np.concatenate([behind, shared]))[0].tolist() if self._is_zero(at)]
         return np.array(found, np.int64)
 
     def _is_zero(self, at: int) -> bool:
@@ -178,7 +179,7 @@ class DescriptorTable:
             found = self.find(np.arange(max(stop - _SAMPLE, first), stop, dtype=np.int64))
             if (found.state == _MISSING).any():
                 return True
-            if len(np.unique(found.offset)) > 1:
+            if (found.offset != found.offset[0]).any():
                 return False
             back = max(2 * back, _SAMPLE)
         return False

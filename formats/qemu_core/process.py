@@ -1,17 +1,7 @@
-"""The core of a process: who it was, what it had mapped, and its memory by host address.
-
-::
-
-    NT_PRPSINFO  pr_fname[16] at 40 (28 in 32-bit cores), pr_psargs[80] behind it
-    NT_AUXV      pairs of words (type, value): AT_PHDR 3, AT_ENTRY 9
-    NT_FILE      words: count, page size; count times (start, stop, offset in pages); then the names, each with a NUL
-
-Sources: linux fs/binfmt_elf.c, include/uapi/linux/auxvec.h, elfcore.h; gdb's linux-tdep.c for cores made by gcore.
-"""
+"""The core of a process: who it was, what it had mapped, and its memory by host address."""
 
 from __future__ import annotations
 
-import re
 import struct
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -20,40 +10,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.elf.container import ELF_MAGIC, ET_CORE, PT_NOTE, elf_head, read_elf
-from dumpxlate.elf.notes import MAX_NOTES, NT_AUXV, NT_FILE, NT_PRPSINFO, parse_notes
+from dumpxlate.elf.container import PT_NOTE, elf_head, read_elf
 from dumpxlate.elf.sections import build_id_of_notes
 from dumpxlate.errors import CorruptDumpError, FormatError
 from dumpxlate.extents import first_wins, merge
+from dumpxlate.formats.qemu_core.notes import read_notes
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.elf.container import ElfFile
+    from dumpxlate.formats.qemu_core.notes import Mapping
     from dumpxlate.io.source import Source
     from dumpxlate.structs import Endian
 
-__all__ = ["Mapping", "Process", "ProcessMemory", "Stretches", "qemu_program", "read_process", "without_holes"]
+__all__ = ["Process", "ProcessMemory", "Stretches", "read_process", "without_holes"]
 
 AT_PHDR, AT_PHENT, AT_PHNUM, AT_ENTRY = 3, 4, 5, 9
 
-_NOTES_LIMIT = 64 << 20
-_FIRST_NOTES = 64
-"""Notes among which the process is named: kernels do so behind the first thread's registers, gdb before them."""
 _PROGRAM_HEADERS = 64
-_FILES_LIMIT = 1 << 18
 _PIECES_LIMIT = 1 << 24
 _ADDRESS_LIMIT = 1 << 62
-_NAMES = re.compile(r"qemu-system-.*|qemu-kvm|kvm|qemu-syst.*")
-_PRPSINFO = {32: (28, 44), 64: (40, 56)}
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A file that the process had mapped: host addresses, and its name."""
-
-    start: int
-    stop: int
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,83 +220,22 @@ class Process:
         return None
 
 
-def qemu_program(source: Source) -> str | None:
-    """Name the program if a file is the core of a QEMU process; reads headers and the first notes."""
-    if source.size < 20 or bytes(source.view(0, 4)) != ELF_MAGIC or ET_CORE not in source.view(16, 2).tolist():
-        return None
-    try:
-        process = read_process(source, notes=_FIRST_NOTES)
-    except (FormatError, struct.error):
-        return None
-    if _NAMES.fullmatch(process.program):
-        return process.program
-    names = (mapping.name.rpartition("/")[2].removesuffix(" (deleted)") for mapping in process.files)
-    return next((name for name in names if _NAMES.fullmatch(name)), None) if process.program else None
-
-
-def read_process(source: Source, *, notes: int = MAX_NOTES) -> Process:
+def read_process(source: Source) -> Process:
     """Read the headers and the notes of a core.
-
-    Args:
-        source: the core.
-        notes: how many to look at.
 
     Raises:
         CorruptDumpError: the headers contradict the file.
     """
     file = read_elf(source)
-    found: dict[int, bytes] = {}
-    remarks = []
-    segments = file.segments.where(file.segments.type == PT_NOTE)
-    for at, size in zip(segments.offset.tolist(), segments.filesz.tolist(), strict=True):
-        if not 0 <= at < source.size or size < 0:
-            remarks.append("notes lie outside the file: it is truncated")
-            continue
-        parsed = parse_notes(source.view(at, min(size, source.size - at, _NOTES_LIMIT)), file.endian, limit=notes)
-        for note in parsed.notes:
-            if note.name == "CORE":
-                found.setdefault(note.type, note.desc)
-    program, arguments = _names(found.get(NT_PRPSINFO, b""), file.bits)
+    notes = read_notes(source, file)
     return Process(
-        program=program,
-        arguments=arguments,
-        auxv=_auxv(found.get(NT_AUXV, b""), file),
-        files=_files(found.get(NT_FILE, b""), file),
+        program=notes.program,
+        arguments=notes.arguments,
+        auxv=notes.auxv,
+        files=notes.files,
         memory=ProcessMemory(source, file),
         file=file,
-        remarks=tuple(remarks),
-    )
-
-
-def _names(desc: bytes, bits: int) -> tuple[str, str]:
-    """Cut the name and the arguments out of an NT_PRPSINFO."""
-    name, arguments = _PRPSINFO[bits]
-    parts = (desc[name : name + 16], desc[arguments : arguments + 80])
-    first, second = (part.partition(b"\0")[0].decode("latin-1") for part in parts)
-    return first, second
-
-
-def _auxv(desc: bytes, file: ElfFile) -> dict[int, int]:
-    word = "Q" if file.bits == 64 else "I"
-    count = len(desc) // struct.calcsize(word)
-    words = struct.unpack_from(f"{file.endian}{count}{word}", desc)
-    return dict(zip(words[::2], words[1::2], strict=False))
-
-
-def _files(desc: bytes, file: ElfFile) -> tuple[Mapping, ...]:
-    """Read NT_FILE, as far as it makes sense."""
-    size = file.bits // 8
-    order = f"{file.endian}u{size}"
-    if len(desc) < 2 * size:
-        return ()
-    count = int(np.frombuffer(desc, order, 1)[0])
-    if count > _FILES_LIMIT or (2 + 3 * count) * size > len(desc):
-        return ()
-    rows = np.frombuffer(desc, order, 3 * count, 2 * size).reshape(-1, 3).tolist()
-    names = desc[(2 + 3 * count) * size :].split(b"\0")
-    return tuple(
-        Mapping(start, stop, name.decode("utf-8", "replace"))
-        for (start, stop, _), name in zip(rows, names, strict=False)
+        remarks=notes.remarks,
     )
 
 

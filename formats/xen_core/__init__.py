@@ -46,7 +46,7 @@ class XenCoreFormat:
         """Recognise an ELF core by its Xen sections, or by Xen's first note where their names are lost."""
         if source.size < 64 or source.view(0, len(_MAGIC)) != _MAGIC:
             return None
-        from dumpxlate.formats.xen_core.reader import recognise
+        from dumpxlate.formats.xen_core.recognise import recognise
 
         return recognise(source)
 

@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING
 from dumpxlate.arch import by_machine_or_unknown
 from dumpxlate.arch.xen_vcpu import CONTEXT_32
 from dumpxlate.dump import Cpu, Dump, Machine
-from dumpxlate.elf.container import ET_CORE, ElfFile, Section, machine_name, read_elf
+from dumpxlate.elf.container import ElfFile, Section, machine_name, read_elf
 from dumpxlate.elf.notes import (
     NT_XEN_DUMPCORE_FORMAT_VERSION,
     NT_XEN_DUMPCORE_HEADER,
-    NT_XEN_DUMPCORE_NONE,
     NT_XEN_DUMPCORE_XEN_VERSION,
-    pack_notes,
     parse_notes,
 )
-from dumpxlate.elf.notes import Note as ElfNote
-from dumpxlate.errors import CorruptDumpError, FormatError, TruncatedDumpError, UnsupportedFeatureError
-from dumpxlate.format import Confidence, Match
+from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.formats.xen_core import layout
 from dumpxlate.formats.xen_core.index import PageIndex
 from dumpxlate.formats.xen_core.sections import has_names, named_by_shape
@@ -34,29 +30,11 @@ if TYPE_CHECKING:
     from dumpxlate.arch.xen_vcpu import WordBits
     from dumpxlate.io.source import Source
 
-__all__ = ["open_xen_core", "recognise"]
+__all__ = ["open_xen_core"]
 
 _NOTE_LIMIT = 1 << 20
 _BLOCK_LIMIT = 1 << 20
 _X86 = (3, 62)
-
-
-def recognise(source: Source) -> Match | None:
-    """Tell a domain core from other ELF files."""
-    try:
-        file = read_elf(source)
-    except FormatError:
-        return None
-    if file.header.e_type != ET_CORE:
-        return None
-    if any(file.section(name) for name in (layout.NOTE_XEN, layout.XEN_PAGES)):
-        return Match(Confidence.SPECIFIC, "ELF core with Xen's sections")
-    marker = pack_notes([ElfNote("Xen", NT_XEN_DUMPCORE_NONE, b"")], file.endian)
-    for section in file.sections:
-        inside = section.offset + len(marker) <= source.size
-        if section.type == layout.SHT_NOTE and inside and source.view(section.offset, len(marker)) == marker:
-            return Match(Confidence.SPECIFIC, "ELF core that begins with Xen's DUMPCORE_NONE note")
-    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dumpxlate.arch.xen_vcpu import VGCF_HVM_GUEST, context_layout
+from dumpxlate.arrays import distinct
 from dumpxlate.dump import Dump, Space
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.extents import ExtentsBuilder
@@ -218,5 +219,5 @@ def _indexed(file: _File, chunks: Iterable[tuple[Int64s, Int64s]]) -> IndexedSto
         stored.add(frame[inside], offset[inside])
         lost.append(frame[~inside & (frame >= 0)])
     extents, repeated = stored.build()
-    missing = PageRuns.from_pfns(np.unique(np.concatenate(lost)))
+    missing = PageRuns.from_pfns(distinct(np.concatenate(lost))[0])
     return IndexedStore(file.source, PAGE_SIZE, extents, lost=missing, repeated=repeated)
