@@ -60,12 +60,14 @@ def open(
         MapError: the map cannot be read.
         OSError: a file cannot be read.
     """
-    from dumpxlate.p2m.files import read_map
     from dumpxlate.registry import open_dump
 
-    frames = None if p2m is None else read_map(p2m, p2m_format)
-    dump = open_dump(paths, format, options)
-    return dump.with_p2m(frames) if frames else dump
+    if p2m is None:
+        return open_dump(paths, format, options)
+    from dumpxlate.p2m.files import read_map
+
+    frames = read_map(p2m, p2m_format)
+    return open_dump(paths, format, options).with_p2m(frames)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bools", "Int32s", "Int64s", "UInt8s", "UInt64s", "ascending", "expand", "runs"]
+__all__ = ["Bools", "Int32s", "Int64s", "UInt8s", "UInt64s", "ascending", "distinct", "expand", "runs"]
 
 Bools: TypeAlias = NDArray[np.bool_]
 UInt8s: TypeAlias = NDArray[np.uint8]
@@ -39,6 +39,16 @@ def runs(values: Int64s, *parallel: Int64s, step: int = 1) -> tuple[Int64s, Int6
         joined &= other[1:] - other[:-1] == step
     first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
     return first, np.diff(first, append=len(values))
+
+
+def distinct(values: Int64s) -> tuple[Int64s, Int64s]:
+    """Give the values that occur, ascending, and how often each does: ``np.unique`` for short commands.
+
+    The first call of ``np.unique`` imports numpy's masked arrays, which takes longer than to open a dump.
+    """
+    ordered = np.sort(values)
+    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])
+    return ordered[first], np.diff(first, append=len(ordered))
 
 
 def expand(start: Int64s, count: Int64s, *, step: int = 1) -> Int64s:

@@ -210,15 +210,16 @@ class Input(Group):
 
     def _qemu(self) -> QemuHints | None:
         """Give what the user said of the build of QEMU, or nothing."""
+        if not (self.qemu_binary or self.debug_file or self.profile or self.ram_block):
+            return None
         from dumpxlate.qemu.hints import QemuHints
 
-        given = QemuHints(
+        return QemuHints(
             binary=str(self.qemu_binary) if self.qemu_binary else None,
             debug_file=str(self.debug_file) if self.debug_file else None,
             profile=str(self.profile) if self.profile else None,
             ram=tuple(_ram(text) for text in self.ram_block or ()),
         )
-        return None if given == QemuHints() else given
 
 
 def _ram(text: str) -> RamHint:

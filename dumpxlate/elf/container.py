@@ -1,7 +1,7 @@
 """The ELF container: header, program headers as arrays, sections, and the same to bytes.
 
 Field names are those of elf.h (System V ABI; the layouts stand in glibc's and Linux's elf.h). Program headers are
-read as one record array, since a fragmented guest has tens of thousands of them; numbers are named by pyelftools.
+read as one record array, since a fragmented guest has tens of thousands of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from elftools.elf.enums import ENUM_E_MACHINE
 
 from dumpxlate.elf.layout import Elf32_Ehdr, Elf32_Phdr, Elf32_Shdr, Elf64_Ehdr, Elf64_Phdr, Elf64_Shdr
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
@@ -45,6 +44,19 @@ SHN_XINDEX = 0xFFFF
 _SECTION_LIMIT = 1 << 16
 _STRINGS_LIMIT = 1 << 20
 _NAME_LIMIT = 255
+_MACHINES = {
+    3: "EM_386",
+    20: "EM_PPC",
+    21: "EM_PPC64",
+    22: "EM_S390",
+    40: "EM_ARM",
+    62: "EM_X86_64",
+    183: "EM_AARCH64",
+    243: "EM_RISCV",
+    258: "EM_LOONGARCH",
+}
+"""Names of the machines that dumps are usually of; pyelftools, which knows the others, takes longer to import than a
+dump to open."""
 
 
 _EHDR: dict[int, type[Elf32_Ehdr | Elf64_Ehdr]] = {32: Elf32_Ehdr, 64: Elf64_Ehdr}
@@ -134,6 +146,10 @@ class ElfFile:
 
 def machine_name(machine: int) -> str:
     """Name an e_machine number."""
+    if machine in _MACHINES:
+        return _MACHINES[machine]
+    from elftools.elf.enums import ENUM_E_MACHINE
+
     return next((name for name, number in ENUM_E_MACHINE.items() if number == machine), f"machine {machine}")
 
 
