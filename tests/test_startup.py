@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 CODECS = {"cramjam", "deflate", "lz4", "lzallright", "lzo", "zstandard"}
 
+UNUSED = {"rich", "importlib.metadata", "numpy.ma", "dumpxlate.p2m.files", "dumpxlate.qemu.hints"}
+"""Without a terminal, formats of other distributions, a map, or what is known of a QEMU."""
+
 _LOADED = """
 import json, os, sys
 from dumpxlate.cli import main
@@ -50,5 +53,23 @@ def test_a_command_makes_no_other(sample: Callable[[str], Path]) -> None:
 def test_info_loads_one_reader_and_no_codec(sample: Callable[[str], Path]) -> None:
     found = loaded("info", sample("xendump/t1.old8"))
     assert found & {"elftools", "pydantic", "dumpxlate.pipeline", *CODECS} == set()
+    assert found & UNUSED == set()
     readers = {name.split(".")[2] for name in found if name.startswith("dumpxlate.formats.") and "reader" in name}
     assert readers == {"xendump"}
+
+
+@pytest.mark.parametrize("name", ["elf/x64-long.elf", "elf/s390x.elf", "kdump/x64-long.kdump", "kdump/aarch64.kdump"])
+def test_info_of_other_formats(name: str, sample: Callable[[str], Path]) -> None:
+    found = loaded("info", sample(name))
+    assert found & {"elftools", "dumpxlate.pipeline", *CODECS} == set()
+    assert found & UNUSED == set()
+    readers = {name.split(".")[2] for name in found if name.startswith("dumpxlate.formats.") and "reader" in name}
+    assert readers - {"flattened"} == {name.partition("/")[0]}
+
+
+def test_a_conversion_loads_one_reader_and_one_writer(sample: Callable[[str], Path], tmp_path: Path) -> None:
+    command = ["convert", str(sample("elf/x64-long.elf")), "-o", str(tmp_path / "out.lime"), "--progress", "none"]
+    found = set(json.loads(subprocess.run([sys.executable, "-c", _LOADED, *command], capture_output=True).stdout))
+    assert found & {"elftools", "rich", "importlib.metadata", "numpy.ma", *CODECS} == set()
+    parts = {tuple(name.split(".")[2:]) for name in found if name.startswith("dumpxlate.formats.")}
+    assert {part for part in parts if part[-1] in ("reader", "writer")} == {("elf", "reader"), ("lime", "writer")}

@@ -6,18 +6,12 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from dumpxlate.cli.screen import Table, console, facts, listing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
+    from collections.abc import Mapping
 
 __all__ = [
-    "console",
-    "facts",
-    "listing",
     "missing_lines",
     "show_dump",
     "show_formats",
@@ -35,31 +29,6 @@ def show_json(value: object) -> None:
     """Print JSON on stdout."""
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
-
-
-def console() -> Console:
-    """Make a console for stdout."""
-    return Console(highlight=False, soft_wrap=True)
-
-
-def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """Make a table of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(Text(name), Text(value))
-    return table
-
-
-def listing(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Make a table with a column for each name."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 2), header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
 
 
 def _bytes(count: int) -> str:
@@ -82,7 +51,7 @@ def show_dump(info: dict[str, Any]) -> None:
         if pages["runs"] > len(shown):
             out.print(f"  and {pages['runs'] - len(shown):,} more runs (--json lists them)", style="dim")
     for cpu in info["cpus"]:
-        out.print(Text(_registers(cpu, out.width)))
+        out.print(_registers(cpu, out.width))
     if info["notes"]:
         notes = [(note["name"], note["type"], f"{note['bytes']:,}") for note in info["notes"]]
         out.print(listing("\nNotes", ("name", "type", "bytes"), notes))
@@ -97,7 +66,7 @@ def show_dump(info: dict[str, Any]) -> None:
         if info[key]:
             out.print(f"\n{title}", style="italic")
             for line in info[key]:
-                out.print(Text(f"  {line}"))
+                out.print(f"  {line}")
 
 
 def _headline(info: dict[str, Any]) -> list[tuple[str, str]]:
@@ -180,7 +149,7 @@ def show_map_check(checked: dict[str, Any]) -> None:
     title = f"{checked['map']} {verdict} on {checked['file']}: {checked['confidence']:.1%}"
     out.print(listing(title, ("what", "agrees", "", ""), rows))
     for remark in checked["remarks"]:
-        out.print(Text(f"  not asked: {remark}"))
+        out.print(f"  not asked: {remark}")
 
 
 def show_formats(described: dict[str, Any]) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
-from dumpxlate.cli.render import console, facts
+from dumpxlate.cli.screen import console, facts
 from dumpxlate.describe.dump import printable
 
 if TYPE_CHECKING:
@@ -77,14 +75,14 @@ def show_registers(described: dict[str, Any]) -> None:
     """Print what ``describe_registers`` says."""
     out = console()
     for number, cpu in enumerate(described["cpus"]):
-        out.print(Text("\n" * bool(number) + f"vcpu {cpu['index']}", "bold"))
+        out.print("\n" * bool(number) + f"vcpu {cpu['index']}", style="bold")
         for name, registers in cpu["registers"].items():
-            out.print(Text(f"  {name}", "dim"))
-            out.print(Text(_columns(registers, out.width)))
+            out.print(f"  {name}", style="dim")
+            out.print(_columns(registers, out.width))
         for block in cpu["raw"]:
             if block["hex"] is not None:
-                out.print(Text(f"  {block['name']}, {block['bytes']:,} bytes that are not understood", "dim"))
-                out.print(Text(_hexdump(bytes.fromhex(block["hex"]))))
+                out.print(f"  {block['name']}, {block['bytes']:,} bytes that are not understood", style="dim")
+                out.print(_hexdump(bytes.fromhex(block["hex"])))
 
 
 def _columns(registers: Mapping[str, str], width: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dumpxlate.cli.render import console, facts, listing
+from dumpxlate.cli.screen import console, facts, listing
 
 __all__ = ["show_domains"]
 

@@ -6,22 +6,20 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.text import Text
 
-from dumpxlate.cli.render import console, facts, listing, missing_lines
+from dumpxlate.cli.render import missing_lines
+from dumpxlate.cli.screen import console, facts, listing
 from dumpxlate.pages import PageState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.console import Console
-
     from dumpxlate.arrays import Int64s
+    from dumpxlate.cli.screen import Screen
 
 __all__ = ["bar_cells", "show_bar", "show_check", "show_checksum", "show_comparison", "show_map"]
 
 _LISTED = 16
-_LINE = 1000
 _DIGEST_LINE = 120
 
 _OUTCOMES = {
@@ -44,17 +42,9 @@ _BAR = {
 }
 
 
-def _wide() -> Console:
-    """Make a console that cuts no line of a pipe or a file."""
-    out = console()
-    if not out.is_terminal:
-        out.width = _LINE
-    return out
-
-
 def show_comparison(found: dict[str, Any]) -> None:
     """Print what ``describe_comparison`` says."""
-    out = _wide()
+    out = console()
     files = [(side.upper(), _file(found[side])) for side in ("a", "b")]
     counts = [(words, f"{found['pages'][key]:,}") for key, words in _OUTCOMES.items() if found["pages"][key]]
     sizes = {found[side]["page_size"] for side in ("a", "b")}
@@ -100,7 +90,7 @@ def _text(found: Mapping[str, Any]) -> str:
     return "the same" if held["same"] else f"differs in {len(held['different'])} lines"
 
 
-def _more(out: Console, title: str, rows: list[tuple[str, str, str]]) -> None:
+def _more(out: Screen, title: str, rows: list[tuple[str, str, str]]) -> None:
     """Print a listing of differences, if there are any, and how many more there are."""
     if not rows:
         return
@@ -111,7 +101,7 @@ def _more(out: Console, title: str, rows: list[tuple[str, str, str]]) -> None:
 
 def show_check(found: dict[str, Any]) -> None:
     """Print what ``describe_check`` says."""
-    out = _wide()
+    out = console()
     pages = [("RAM", f"{found['ram']:,}")]
     pages += [(state, f"{count:,}") for state, count in found["pages"].items() if count or state == "bad"]
     pages += [(f"encoded as {codec}", f"{count:,}") for codec, count in found["codecs"].items() if codec != "raw"]
@@ -135,13 +125,12 @@ def show_check(found: dict[str, Any]) -> None:
         if found[key]:
             out.print(f"\n{title}", style="italic")
             for line in found[key]:
-                out.print(Text(f"  {line}"))
+                out.print(f"  {line}")
 
 
 def show_checksum(found: dict[str, Any]) -> None:
     """Print what ``describe_checksum`` says; digests are never cut."""
-    out = _wide()
-    out.width = max(out.width, _DIGEST_LINE)
+    out = console(width=_DIGEST_LINE)
     lines = [("content", found["content"]), ("data", found["data"])]
     lines.append(("memory", f"{found['bytes']:,} bytes, {found['data_bytes']:,} of them in pages that are not zero"))
     lines.append(("addresses", found["file"]["space"]))
@@ -157,7 +146,7 @@ def show_checksum(found: dict[str, Any]) -> None:
 
 def show_map(found: dict[str, Any]) -> None:
     """Print what ``describe_map`` says."""
-    out = _wide()
+    out = console()
     mfns = any(each["mfn"] for each in found["ranges"])
     columns = ("from", "up to", "pages", "state", "codec", "offset", *(["mfn"] if mfns else []))
     rows = [
@@ -176,7 +165,7 @@ def show_map(found: dict[str, Any]) -> None:
     if found["total"] > len(rows):
         out.print(f"  and {found['total'] - len(rows):,} more ranges (--limit 0 lists all)", style="dim")
     counts = [f"{count:,} {state}" for state, count in found["pages"].items() if count]
-    out.print(Text(f"\n{', '.join(counts)}: {found['total']:,} ranges of {found['file']['space']} addresses"))
+    out.print(f"\n{', '.join(counts)}: {found['total']:,} ranges of {found['file']['space']} addresses")
 
 
 def bar_cells() -> int:
@@ -198,14 +187,11 @@ def show_bar(cells: Int64s, cell_bytes: int) -> None:
     ram[:, PageState.ABSENT] = 0
     shown = np.where(ram.any(axis=1), ram.argmax(axis=1), PageState.ABSENT)
     shown[cells[:, PageState.BAD] > 0] = PageState.BAD
-    bar = Text("[")
-    for state, run in groupby(shown.tolist()):
-        char, style = _BAR[PageState(state)]
-        bar.append(char * len(list(run)), style)
-    out.print(bar.append("]"))
-    legend = Text(f"0 to {len(cells) * cell_bytes:#x}, {cell_bytes:#x} bytes a character:")
+    runs = [(_BAR[PageState(state)], len(list(run))) for state, run in groupby(shown.tolist())]
+    out.print([("[", ""), *((char * length, style) for (char, style), length in runs), ("]", "")])
+    legend = [(f"0 to {len(cells) * cell_bytes:#x}, {cell_bytes:#x} bytes a character:", "")]
     for state, (char, style) in _BAR.items():
         if cells[:, state].any():
-            legend.append(f" {char}", style).append(f" {state.name.lower()}")
+            legend += [(f" {char}", style), (f" {state.name.lower()}", "")]
     out.print(legend)
     out.print()
