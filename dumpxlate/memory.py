@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dumpxlate.codecs import codec_for
 from dumpxlate.codecs.batch import read_pages
-from dumpxlate.errors import CorruptPageError, PageUnavailableError
-from dumpxlate.pages import BATCH_BYTES, CodecId, PageState
+from dumpxlate.errors import PageUnavailableError
+from dumpxlate.pages import BATCH_BYTES, PageState
+from dumpxlate.single import SinglePages
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s, UInt8s, UInt64s
@@ -21,12 +21,6 @@ __all__ = ["PhysicalMemory"]
 
 _FEW = 8
 """Up to so many pages are read one by one."""
-_GROUP = 1024
-_GROUPS = 1024
-"""Pages that are looked up at once, and groups of them to be remembered: 14 bytes a page, 14 MiB at most."""
-
-# Plain numbers: Python takes long to compare with an IntEnum's member.
-_STORED, _ZERO, _RAW = int(PageState.STORED), int(PageState.ZERO), int(CodecId.RAW)
 
 
 class PhysicalMemory:
@@ -41,7 +35,7 @@ class PhysicalMemory:
         self.page_size = pages.page_size
         self.endian = endian
         self._pages = pages
-        self._groups: dict[int, tuple[memoryview, ...]] = {}
+        self._single = SinglePages(pages)
 
     @property
     def held(self) -> PageSet:
@@ -58,62 +52,27 @@ class PhysicalMemory:
         Raises:
             PageUnavailableError: a page in the range has no content.
         """
+        first, skip = divmod(address, self.page_size)
+        if 0 < length <= self.page_size - skip and first >= 0:
+            page = self._single.read(first)
+            return page if length == self.page_size else page[skip : skip + length]
         if address < 0 or length < 0:
             raise ValueError(f"cannot read {length} bytes at {address}")
         if not length:
             return b""
-        first, skip = divmod(address, self.page_size)
         end = -(-(skip + length) // self.page_size)
-        if end == 1:
-            page = self.page(first)
-            return page if length == len(page) else page[skip : skip + length]
         if end <= _FEW:
             return b"".join([self.page(first + number) for number in range(end)])[skip : skip + length]
         content = self.read_pages(np.arange(first, first + end, dtype=np.int64))
         return content.reshape(-1)[skip : skip + length].tobytes()
 
     def page(self, pfn: int) -> bytes:
-        """Read one page: at a twentieth of what it costs to ask for a batch of one.
+        """Read one page: at a fiftieth of what it costs to ask for a batch of one.
 
         Raises:
             PageUnavailableError: it has no content.
         """
-        read_at = self._pages.read_at
-        if read_at is None or pfn >= self._pages.ram.stop:
-            return self.read_pages(np.array([pfn], np.int64)).tobytes()
-        group, row = divmod(pfn, _GROUP)
-        states, codecs, offsets, sizes = self._groups.get(group) or self._locate(group)
-        state = states[row]
-        if state == _STORED:
-            size = sizes[row]
-            data = read_at(offsets[row], size)
-            page = data if codecs[row] == _RAW else self._decoded(codecs[row], data)
-            if len(data) == size and len(page) == self.page_size:
-                return page
-            state = PageState.BAD
-        elif state == _ZERO:
-            return bytes(self.page_size)
-        raise PageUnavailableError(pfn, PageState(state).name.lower())
-
-    def _locate(self, group: int) -> tuple[memoryview, ...]:
-        """Look up the pages of a group at once, and keep what is known of the groups asked for last."""
-        while len(self._groups) >= _GROUPS:
-            self._groups.pop(next(iter(self._groups)), None)
-        table = self._pages.locate(np.arange(group * _GROUP, (group + 1) * _GROUP, dtype=np.int64))
-        columns = tuple(
-            np.ascontiguousarray(column).data for column in (table.state, table.codec, table.offset, table.size)
-        )
-        self._groups[group] = columns
-        return columns
-
-    def _decoded(self, codec: int, data: bytes) -> bytes:
-        """Decode a page; nothing where that fails."""
-        page = bytearray(self.page_size)
-        try:
-            codec_for(CodecId(codec)).decode_into(memoryview(data), memoryview(page))
-        except (CorruptPageError, ValueError):
-            return b""
-        return bytes(page)
+        return self._single.read(pfn)
 
     def holds(self, pfn: Int64s) -> Bools:
         """Tell which pages have content, without reading them; frames that cannot be have none."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BATCH_BYTES",
     "CodecId",
+    "Overlay",
     "PageBatch",
     "PageState",
     "PageStore",
@@ -170,6 +171,20 @@ class PageStore(Protocol):
 
     def place(self, table: PageTable) -> Int64s:
         """Say where in the dump's file the bytes of located pages are: -1 where nowhere as they are."""
+        ...
+
+
+@runtime_checkable
+class Overlay(Protocol):
+    """A store that changes some pages of another one on the way."""
+
+    @property
+    def inner(self) -> PageStore:
+        """The other store."""
+        ...
+
+    def passes(self, pfn: Int64s) -> Bools:
+        """Tell which pages are the other store's, as they are."""
         ...
 
 

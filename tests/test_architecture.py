@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 LEVELS = (
     ("errors", "arrays", "version"),
     ("structs", "pageset", "bitmap", "extents", "io", "progress"),
-    ("pages", "stores", "codecs", "elf", "vmcoreinfo", "arch", "segments", "pieces", "emit", "lime", "memory"),
-    ("p2m", "paging", "dump", "canonical", "guest_notes", "xen", "qemu", "xen_host"),
+    ("pages", "stores", "codecs", "elf", "vmcoreinfo", "arch", "segments", "pieces", "emit", "lime"),
+    ("memory", "single", "p2m", "paging", "dump", "canonical", "guest_notes", "xen", "qemu", "xen_host"),
     ("format", "window", "registry", "bare"),
     ("formats",),
     ("pipeline", "streaming", "writing", "describe", "verify", "vmcoreinfo_search"),

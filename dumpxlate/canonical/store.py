@@ -12,7 +12,7 @@ from dumpxlate.codecs import batch as batches
 from dumpxlate.pages import PageState
 
 if TYPE_CHECKING:
-    from dumpxlate.arrays import Int64s, UInt8s
+    from dumpxlate.arrays import Bools, Int64s, UInt8s
     from dumpxlate.canonical.entries import Rule
     from dumpxlate.canonical.walk import Rewritten, Tables
     from dumpxlate.pages import PageBatch, PageStore, PageTable
@@ -32,7 +32,7 @@ class CanonicalStore:
 
     def __init__(self, inner: PageStore, rule: Rule, tables: Tables) -> None:
         self.page_size = inner.page_size
-        self.read_at = None  # a table must pass through ``fetch``
+        self.read_at = None  # a table must pass through ``fetch``; other pages are the inner store's
         self.inner = inner
         self._rule = rule
         self._tables = tables
@@ -50,6 +50,11 @@ class CanonicalStore:
     def rewritten(self) -> Rewritten:
         """Say what becomes of the tables."""
         return self._tables.rewritten()
+
+    def passes(self, pfn: Int64s) -> Bools:
+        """Tell which pages are no tables, and so the inner store's as they are."""
+        passing: Bools = self._tables.level(self._rule.frames.first(pfn)) == 0
+        return passing
 
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""

@@ -43,8 +43,16 @@ class Codec(Protocol):
         """Its name on the command line and in messages."""
         ...
 
-    def decode_into(self, data: memoryview, out: memoryview) -> None:
+    def decode(self, data: memoryview | bytes, size: int) -> bytes:
         """Decode one page.
+
+        Raises:
+            CorruptPageError: the data do not decode to exactly ``size`` bytes.
+        """
+        ...
+
+    def decode_into(self, data: memoryview, out: memoryview) -> None:
+        """Decode one page into its place.
 
         Whatever ``data`` claims, no more than ``out`` is written; where decoding fails its content is undefined.
 

@@ -33,20 +33,23 @@ class LzoCodec:
         # A compressor for each page: one that threads share makes them wait for each other.
         self._compress = _fast_encoder() or (lambda page: LZOCompressor().compress(page))
 
-    def decode_into(self, data: memoryview, out: memoryview) -> None:
+    def decode(self, data: memoryview | bytes, size: int) -> bytes:
         """Decode one page."""
-        size = len(out)
         # The library lets its output grow, up to 255 bytes for one of input: so the input must be a page's.
-        if len(data) > _longest(size):
+        if len(data) > size and len(data) > _longest(size):
             raise CorruptPageError(f"lzo: {len(data)} bytes, too many for a page of {size}", codec=self.name)
         try:
-            page = self._decompress(data, size)
+            page: bytes = self._decompress(data, size)
         except self._error as error:
             # What stands behind the first argument are bytes of the page.
             raise CorruptPageError(f"lzo: {error.args[0]}", codec=self.name) from None
         if len(page) != size:
             raise CorruptPageError(f"lzo: decodes to {len(page)} bytes, expected {size}", codec=self.name)
-        out[:] = page
+        return page
+
+    def decode_into(self, data: memoryview, out: memoryview) -> None:
+        """Decode one page into its place."""
+        out[:] = self.decode(data, len(out))
 
     def encode(self, page: memoryview) -> bytes:
         """Encode one page."""

@@ -24,8 +24,14 @@ class RleCodec:
     id = CodecId.RLE
     name = "rle"
 
-    def decode_into(self, data: memoryview, out: memoryview) -> None:
+    def decode(self, data: memoryview | bytes, size: int) -> bytes:
         """Decode one page."""
+        page = bytearray(size)
+        self.decode_into(memoryview(data), memoryview(page))
+        return bytes(page)
+
+    def decode_into(self, data: memoryview, out: memoryview) -> None:
+        """Decode one page into its place."""
         at = end = 0
         try:
             for escape in _ESCAPE.finditer(data):

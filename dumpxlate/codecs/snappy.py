@@ -22,8 +22,14 @@ class SnappyCodec:
         self._compress, self._decompress = snappy.compress_raw_into, snappy.decompress_raw_into
         self._error = DecompressionError
 
-    def decode_into(self, data: memoryview, out: memoryview) -> None:
+    def decode(self, data: memoryview | bytes, size: int) -> bytes:
         """Decode one page."""
+        page = bytearray(size)
+        self.decode_into(memoryview(data), memoryview(page))
+        return bytes(page)
+
+    def decode_into(self, data: memoryview, out: memoryview) -> None:
+        """Decode one page into its place."""
         try:
             written = self._decompress(data, out)
         except self._error as error:

@@ -35,7 +35,7 @@ class ZlibCodec:
     def __init__(self, level: int = 1) -> None:
         self._level = level
         self._compress: Callable[[memoryview, int], bytes | bytearray] = zlib.compress
-        self._decompress: Callable[[memoryview, int], bytes | bytearray] = _inflate
+        self._decompress: Callable[[memoryview | bytes, int], bytes | bytearray] = _inflate
         self._error: type[Exception] = zlib.error
         with contextlib.suppress(ImportError):
             # Held to 0.9 by pyproject: earlier releases keep the interpreter lock.
@@ -43,22 +43,29 @@ class ZlibCodec:
 
             self._compress, self._decompress, self._error = zlib_compress, zlib_decompress, DeflateError
 
-    def decode_into(self, data: memoryview, out: memoryview) -> None:
+    def decode(self, data: memoryview | bytes, size: int) -> bytes:
         """Decode one page."""
+        return bytes(self._decoded(data, size))
+
+    def decode_into(self, data: memoryview, out: memoryview) -> None:
+        """Decode one page into its place."""
+        out[:] = self._decoded(data, len(out))
+
+    def _decoded(self, data: memoryview | bytes, size: int) -> bytes | bytearray:
         try:
-            page = self._decompress(data, len(out))
+            page = self._decompress(data, size)
         except self._error as error:
             raise CorruptPageError(f"zlib: {error}", codec=self.name) from error
-        if len(page) != len(out):
-            raise CorruptPageError(f"zlib: decodes to {len(page)} bytes, expected {len(out)}", codec=self.name)
-        out[:] = page
+        if len(page) != size:
+            raise CorruptPageError(f"zlib: decodes to {len(page)} bytes, expected {size}", codec=self.name)
+        return page
 
     def encode(self, page: memoryview) -> bytes:
         """Encode one page."""
         return bytes(self._compress(page, self._level))
 
 
-def _inflate(data: memoryview, size: int) -> bytes:
+def _inflate(data: memoryview | bytes, size: int) -> bytes:
     """Decode a stream of at most ``size`` bytes; one more is let out to tell a longer stream from a fitting one."""
     inflater = zlib.decompressobj()
     page = inflater.decompress(data, size + 1)

@@ -44,9 +44,8 @@ class ZstdCodec:
         self._has_many = "multi_decompress_to_buffer" in zstandard.backend_features
         self._mine = threading.local()
 
-    def decode_into(self, data: memoryview, out: memoryview) -> None:
+    def decode(self, data: memoryview | bytes, size: int) -> bytes:
         """Decode one page."""
-        size = len(out)
         try:
             # The library trusts the frame's own size with an allocation.
             claimed = self._content_size(data)
@@ -57,7 +56,11 @@ class ZstdCodec:
             raise CorruptPageError(f"zstd: {error}", codec=self.name) from error
         if len(page) != size:
             raise CorruptPageError(f"zstd: decodes to {len(page)} bytes, expected {size}", codec=self.name)
-        out[:] = page
+        return page
+
+    def decode_into(self, data: memoryview, out: memoryview) -> None:
+        """Decode one page into its place."""
+        out[:] = self.decode(data, len(out))
 
     def decode_many(self, data: Sequence[memoryview], out: Sequence[memoryview]) -> bool:
         """Decode pages each into its own place; False if one of them does not decode."""

@@ -49,15 +49,23 @@ every_page = pytest.mark.parametrize("page", ENCODABLE.values(), ids=ENCODABLE)
 
 
 def decode(codec: Codec, data: bytes, size: int) -> bytes:
-    """Decode into the middle of a larger buffer, and see that its borders are as they were."""
+    """Decode into the middle of a larger buffer, and see that its borders are as they were; and as bytes."""
     whole = bytearray(_GUARD + b"\x5a" * size + _GUARD)
     try:
         with memoryview(whole) as view:
             codec.decode_into(memoryview(data), view[len(_GUARD) : len(_GUARD) + size])
+    except CorruptPageError:
+        with pytest.raises(CorruptPageError):
+            codec.decode(data, size)
+        raise
     finally:
         assert whole[: len(_GUARD)] == _GUARD, "written before the page"
         assert whole[len(_GUARD) + size :] == _GUARD, "written behind the page"
-    return bytes(whole[len(_GUARD) : len(_GUARD) + size])
+    page = bytes(whole[len(_GUARD) : len(_GUARD) + size])
+    alone = codec.decode(data, size)
+    assert type(alone) is bytes
+    assert alone == page == codec.decode(memoryview(data), size)
+    return page
 
 
 @contextlib.contextmanager

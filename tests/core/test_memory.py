@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import dumpxlate
-from dumpxlate import memory
+from dumpxlate import single
 from dumpxlate.errors import PageUnavailableError
 from tests.builders import flattened, kdump
 from tests.builders.elf_cores import core
@@ -60,12 +60,12 @@ def test_what_is_not_there_is_said(dump: dumpxlate.Dump) -> None:
 
 
 def test_only_so_many_groups_are_remembered(dump: dumpxlate.Dump, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_GROUP", 4)
-    monkeypatch.setattr(memory, "_GROUPS", 2)
+    monkeypatch.setattr(single, "_GROUP", 4)
+    monkeypatch.setattr(single, "_GROUPS", 2)
     with dump:
         for _ in range(2):
             assert [dump.read(pfn * 4096, 4096) for pfn in GUEST.stored] == [GUEST.pages[pfn] for pfn in GUEST.stored]
-        assert len(dump.memory._groups) == 2
+        assert len(dump.memory._single._groups) == 2
 
 
 def test_a_page_that_does_not_decode_is_bad(tmp_path: Path) -> None:
