@@ -237,7 +237,7 @@ class Dump:
             Their bytes, uint8, shape (n, page_size). Pages without content are zero; ``states`` tells which.
         """
         wanted = np.asarray(pfn, np.int64)
-        out = np.zeros((len(wanted), self.machine.page_size), np.uint8)
+        out = np.empty((len(wanted), self.machine.page_size), np.uint8)
         read_pages(self.pages, wanted, out)
         return out
 

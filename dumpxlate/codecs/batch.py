@@ -158,18 +158,23 @@ def read_pages(store: PageStore, pfn: Int64s, out: UInt8s) -> UInt8s:
     step = max(BATCH_BYTES // store.page_size, 1)
     for first in range(0, len(pfn), step):
         part = slice(first, first + step)
-        state[part] = _read_batch(store, pfn[part], out[part])
+        unique, which = np.unique(pfn[part], return_inverse=True)  # stores want their pfns ascending
+        batch = decode(store.fetch(store.locate(unique)), store.page_size)
+        state[part] = _put(batch, which, out[part])
     return state
 
 
-def _read_batch(store: PageStore, pfn: Int64s, out: UInt8s) -> UInt8s:
-    """Read as many pages as make a batch; stores want their pfns ascending."""
-    unique, which = np.unique(pfn, return_inverse=True)
-    batch = decode(store.fetch(store.locate(unique)), store.page_size)
-    state, offset = batch.table.state[which], batch.table.offset[which]
-    stored = state == _STORED
-    out[stored] = _pages(batch.body, offset[stored], store.page_size)
-    out[~stored] = 0
+def _put(batch: PageBatch, which: Int64s, out: UInt8s) -> UInt8s:
+    """Copy pages of a batch, which are raw, to where they were asked for; gives the state of each."""
+    table = batch.table
+    stored = np.flatnonzero(table.state == _STORED)
+    state = table.state[which]
+    if len(stored):
+        row = np.zeros(len(table), np.int64)
+        row[stored] = np.arange(len(stored))
+        # With "clip" numpy writes to the place itself; all rows are there.
+        np.take(_pages(batch.body, table.offset[stored], out.shape[1]), row[which], axis=0, out=out, mode="clip")
+    out[state != _STORED] = 0
     return state
 
 

@@ -45,7 +45,9 @@ def made(guest: Guest, width: int = 8) -> tuple[Dump, Rewritten]:
 
 def pages_of(dump: Dump) -> dict[int, bytes]:
     pfns = dump.pages.stored.select(0, 1 << 20)
-    return {pfn: row.tobytes() for pfn, row in zip(pfns.tolist(), dump.read_pages(pfns), strict=True)}
+    found = {pfn: row.tobytes() for pfn, row in zip(pfns.tolist(), dump.read_pages(pfns), strict=True)}
+    assert [pfn for pfn in found if dump.read(pfn * 4096, 4096) != found[pfn]] == [], "one by one"
+    return found
 
 
 def differing(dump: Dump, expected: dict[int, bytes]) -> list[int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import dumpxlate
 from dumpxlate import single
+from dumpxlate.codecs.zlib import ZlibCodec
 from dumpxlate.errors import PageUnavailableError
 from tests.builders import flattened, kdump
 from tests.builders.elf_cores import core
@@ -80,3 +82,60 @@ def test_a_page_that_does_not_decode_is_bad(tmp_path: Path) -> None:
     path.write_bytes(body)
     with dumpxlate.open(path) as dump, pytest.raises(PageUnavailableError, match=f"page {pfn:#x} is bad"):
         dump.read(pfn * 4096, 4096)
+
+
+def test_every_page_one_by_one_is_the_batch(dump: dumpxlate.Dump) -> None:
+    with dump:
+        pages = dump.read_pages(GUEST.stored)
+        for _ in range(2):  # looked up, and remembered
+            assert [dump.read(pfn * 4096, 4096) for pfn in GUEST.stored] == [row.tobytes() for row in pages]
+
+
+def test_only_so_many_decoded_pages_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single, "_KEPT_BYTES", 3 * 4096)
+    (tmp_path / "kdump").write_bytes(kdump.build(GUEST, codec="zlib"))
+    with dumpxlate.open(tmp_path / "kdump") as dump:
+        for pfn in (*GUEST.stored, *reversed(GUEST.stored)):
+            assert dump.read(pfn * 4096, 4096) == GUEST.pages[pfn]
+            assert len(dump.memory._single._kept) <= 3
+        assert dump.memory._single._kept
+
+
+def test_a_page_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pfn = next(pfn for pfn in GUEST.stored if any(GUEST.pages[pfn]))
+    (tmp_path / "kdump").write_bytes(kdump.build(GUEST, codec="zlib"))
+    decoded: list[int] = []
+    decode = ZlibCodec.decode
+
+    def counted(codec: ZlibCodec, data: bytes, size: int) -> bytes:
+        decoded.append(len(data))
+        return decode(codec, data, size)
+
+    monkeypatch.setattr(ZlibCodec, "decode", counted)
+    with dumpxlate.open(tmp_path / "kdump") as dump:
+        words = [dump.read(pfn * 4096 + at, 8) for at in range(0, 4096, 8)]
+    assert b"".join(words) == GUEST.pages[pfn]
+    assert len(decoded) == 1
+
+
+def test_a_run_of_raw_pages_takes_no_table(tmp_path: Path) -> None:
+    """2,048 pages in one run, and a few behind them: the first two groups are remembered as two offsets."""
+    body = np.arange(2050 * 512, dtype="<u8").tobytes()
+    (tmp_path / "raw").write_bytes(body)
+    with dumpxlate.open(tmp_path / "raw", format="raw") as dump:
+        for pfn in (0, 1023, 1024, 2047, 2048, 2049):
+            assert dump.read(pfn * 4096, 4096) == body[pfn * 4096 : (pfn + 1) * 4096]
+        assert [type(group) for group in dump.memory._single._groups.values()] == [int, int, tuple]
+        with pytest.raises(PageUnavailableError, match="page 0x802 is absent"):
+            dump.read(2050 * 4096, 1)
+
+
+def test_a_file_that_became_shorter_has_bad_pages(tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(bytes(range(256)) * 16 * 2000)
+    with dumpxlate.open(tmp_path / "raw", format="raw") as dump:
+        assert dump.read(1024 * 4096, 2) == b"\0\1"
+        with (tmp_path / "raw").open("r+b") as file:
+            file.truncate(1024 * 4096 + 100)
+        for pfn in (1024, 1999):
+            with pytest.raises(PageUnavailableError, match=f"page {pfn:#x} is bad"):
+                dump.read(pfn * 4096, 2)
