@@ -268,12 +268,12 @@ def _supplied(
     Raises:
         ValueError: the file has no such text.
     """
+    if vmcoreinfo is None:
+        return dump
     from dumpxlate.describe.dump import printable
     from dumpxlate.vmcoreinfo import MAX_BYTES, VmCoreInfo
     from dumpxlate.vmcoreinfo_search import find, with_vmcoreinfo
 
-    if vmcoreinfo is None:
-        return dump
     if vmcoreinfo != "search":
         with Path(vmcoreinfo).open("rb") as file:
             info = VmCoreInfo.from_bytes(file.read(MAX_BYTES))

@@ -12,7 +12,6 @@ import contextlib
 import mmap
 import os
 import stat
-import tempfile
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
@@ -357,6 +356,8 @@ def spooled(pipe: Pipe) -> PreadFile:
     """
     if pipe.file_size:
         return PreadFile(os.dup(pipe.fd), pipe.name, pipe.file_size)
+    import tempfile
+
     with tempfile.TemporaryFile(prefix="dumpxlate-") as file:
         while len(data := pipe.read(1 << 20)):
             file.write(data)

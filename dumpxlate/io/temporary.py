@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from typing import TYPE_CHECKING
 
@@ -191,7 +190,7 @@ class Temporary:
 
 
 def _fresh(target: Path) -> str:
-    return beside(target, f"{secrets.token_hex(4)}.partial")
+    return beside(target, f"{os.urandom(4).hex()}.partial")
 
 
 def _link(source: str, name: str, folder: int) -> None:
