@@ -43,5 +43,17 @@ CASES = (
     Case("compare", "cmp of the raw images", 0.7, reading.compare),
     Case("random-elf", "libkdumpfile's Python binding; drgn", 2, partial(reading.random_pages, format="elf")),
     Case("random-kdump", "libkdumpfile's Python binding; drgn", 2, partial(reading.random_pages, format="kdump")),
+    Case(
+        "random-elf-batch",
+        "libkdumpfile's Python binding; drgn",
+        2,
+        partial(reading.random_pages, format="elf", in_batches=True),
+    ),
+    Case(
+        "random-kdump-batch",
+        "libkdumpfile's Python binding; drgn",
+        2,
+        partial(reading.random_pages, format="kdump", in_batches=True),
+    ),
     Case("info", 'python -c "import numpy"', 1 / 2.5, reading.info),
 )
