@@ -67,7 +67,7 @@ class PhysicalMemory:
         return content.reshape(-1)[skip : skip + length].tobytes()
 
     def page(self, pfn: int) -> bytes:
-        """Read one page: at a fiftieth of what it costs to ask for a batch of one.
+        """Read one page: at a thirtieth of what it costs to ask for a batch of one.
 
         Raises:
             PageUnavailableError: it has no content.

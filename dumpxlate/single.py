@@ -59,7 +59,7 @@ class SinglePages:
         self._read_at: ReadAt
 
     def read(self, pfn: int) -> bytes:
-        """Read one page: at a fiftieth of what it costs to ask for a batch of one.
+        """Read one page: at a thirtieth of what it costs to ask for a batch of one.
 
         Raises:
             PageUnavailableError: it has no content.
