@@ -10,8 +10,12 @@ import select
 import stat
 import sys
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Pipe", "standard_input", "widen"]
 
@@ -99,9 +103,10 @@ class Pipe:
             return 0
         return os.readv(self.fd, (buffer,))
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # At the end of the program the name ``os`` may be gone before.
         if self._wake >= 0:
-            os.close(self._wake)
+            close(self._wake)
 
 
 def _size_of_file(fd: int) -> int:
