@@ -18,7 +18,7 @@ import functools
 import inspect
 from dataclasses import MISSING, fields
 from itertools import chain
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +28,19 @@ __all__ = ["Group", "grouped"]
 
 class Group:
     """What a dataclass of options is derived from."""
+
+    def words(self) -> list[str]:
+        """Give the options that differ from their defaults, as a user types them."""
+        words: list[str] = []
+        for field, option in zip(fields(self), _options(type(self)), strict=True):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            # typer keeps the first name of an annotated option where a default would stand
+            name = next(each.default for each in get_args(option.annotation) if hasattr(each, "param_decls"))
+            for each in value if isinstance(value, list) else [value]:
+                words += [name, str(each)]
+        return words
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

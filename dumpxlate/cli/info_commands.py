@@ -35,7 +35,7 @@ def info(
 
     for names in [files] if together else [[path] for path in files]:
         with inputs.open(names) as dump:
-            described = _domains(dump, inputs.xen_syms) if domains else describe_dump(dump)
+            described = _domains(dump, inputs.xen_syms) if domains else describe_dump(dump, inputs.words())
         if as_json:
             show_json(described)
         elif domains:

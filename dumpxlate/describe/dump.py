@@ -6,6 +6,7 @@ control characters escaped.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from dumpxlate.stores import DeferredStore
 from dumpxlate.xen_host.crash_note import host_signs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from dumpxlate.canonical.walk import Rewritten
     from dumpxlate.dump import Cpu, Dump
@@ -55,8 +56,13 @@ def _printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def describe_dump(dump: Dump) -> dict[str, Any]:
-    """Describe an opened dump (``dumpxlate.info/1``)."""
+def describe_dump(dump: Dump, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Describe an opened dump (``dumpxlate.info/1``).
+
+    Args:
+        dump: the dump.
+        options: what a command was given to open it with, for the commands that come next.
+    """
     machine = dump.machine
     return {
         "schema": "dumpxlate.info/1",
@@ -89,7 +95,7 @@ def describe_dump(dump: Dump) -> dict[str, Any]:
         },
         "remarks": [printable(remark) for remark in dump.remarks],
         "damage": [printable(damage) for damage in dump.damage],
-        "next": _next_steps(dump),
+        "next": _next_steps(dump, options),
     }
 
 
@@ -166,9 +172,9 @@ def _fit(fit: MapFit) -> dict[str, Any]:
     }
 
 
-def _next_steps(dump: Dump) -> list[str]:
+def _next_steps(dump: Dump, options: Sequence[str]) -> list[str]:
     """Say what is missing and what to do about it."""
-    name = printable(dump.name)
+    name = " ".join([printable(dump.name), *(printable(shlex.quote(word)) for word in options)])
     steps = []
     if _xen_host(dump):
         steps.append(f"dumpxlate info --domains {name}   (a whole Xen host: lists its domains)")

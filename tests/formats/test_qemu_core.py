@@ -793,6 +793,7 @@ class TestCommandLine:
         jsonschema.validate(json.loads(printed), schema, cls=jsonschema.Draft202012Validator)
         assert cli("qemu-profile", "qemu.debug", "-o", "qemu.json").returncode == 2
         info = json.loads(cli("info", "--json", "core", "--profile", "qemu.json").stdout)
+        assert "dumpxlate convert core --profile qemu.json -o vmcore" in info["next"]
         assert info["format"]["name"] == "qemu_core"
         for option in (("--profile", "qemu.json"), ("--debug-file", "qemu.debug"), ("--qemu-binary", "qemu.debug")):
             done = cli("convert", "core", *option, "-o", "out", "--to", "elf", "--force")
