@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from dumpxlate.cli.screen import console, facts
-from dumpxlate.describe.dump import printable
+from dumpxlate.describe.dump import describe_file, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ def describe_registers(dump: Dump, cpus: tuple[Cpu, ...]) -> dict[str, Any]:
     machine = dump.machine
     return {
         "schema": "dumpxlate.regs/1",
-        "file": _file(dump),
+        "file": describe_file(dump),
         "machine": {
             "arch": machine.arch.name,
             "byte_order": "little" if machine.endian == "<" else "big",
@@ -40,15 +40,6 @@ def describe_registers(dump: Dump, cpus: tuple[Cpu, ...]) -> dict[str, Any]:
             "paravirtual": machine.paravirtual,
         },
         "cpus": [_cpu(cpu, machine.word_bits) for cpu in cpus],
-    }
-
-
-def _file(dump: Dump) -> dict[str, Any]:
-    return {
-        "name": printable(dump.name),
-        "format": dump.format,
-        "variant": printable(dump.variant),
-        "space": str(dump.space),
     }
 
 
@@ -114,7 +105,7 @@ def describe_vmcoreinfo(dump: Dump, info: VmCoreInfo, found: Found | None) -> di
     kinds = {"symbols": "SYMBOL(", "offsets": "OFFSET(", "sizes": "SIZE(", "lengths": "LENGTH(", "numbers": "NUMBER("}
     return {
         "schema": "dumpxlate.vmcoreinfo/1",
-        "file": _file(dump),
+        "file": describe_file(dump),
         "origin": "memory" if found else "file",
         "address": hex(found.address) if found else None,
         "form": found.form if found else None,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "describe_dump",
+    "describe_file",
     "describe_formats",
     "describe_missing",
     "describe_p2m",
@@ -169,6 +170,16 @@ def _fit(fit: MapFit) -> dict[str, Any]:
         "held": fit.held,
         "unmapped": fit.unmapped,
         "fits": fit.fits,
+    }
+
+
+def describe_file(dump: Dump) -> dict[str, Any]:
+    """Say which dump something was found in."""
+    return {
+        "name": printable(dump.name),
+        "format": dump.format,
+        "variant": printable(dump.variant),
+        "space": str(dump.space),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dumpxlate.describe.dump import describe_missing, printable
+from dumpxlate.describe.dump import describe_file, describe_missing, printable
 from dumpxlate.pages import CodecId, PageState
 from dumpxlate.verify.pages import Outcome
 
@@ -28,8 +28,8 @@ def describe_comparison(a: Dump, b: Dump, found: Comparison) -> dict[str, Any]:
     """Describe a comparison (``dumpxlate.compare/1``)."""
     return {
         "schema": "dumpxlate.compare/1",
-        "a": _file(a),
-        "b": _file(b),
+        "a": describe_file(a) | {"page_size": a.pages.page_size},
+        "b": describe_file(b) | {"page_size": b.pages.page_size},
         "same": found.same,
         "strict": found.strict,
         "canonical": found.canonical,
@@ -56,16 +56,6 @@ _ORDER = (
     Outcome.BAD,
     Outcome.NEITHER,
 )
-
-
-def _file(dump: Dump) -> dict[str, Any]:
-    return {
-        "name": printable(dump.name),
-        "format": dump.format,
-        "variant": printable(dump.variant),
-        "space": str(dump.space),
-        "page_size": dump.pages.page_size,
-    }
 
 
 def _place(offset: int) -> str | None:
@@ -109,7 +99,7 @@ def describe_check(dump: Dump, found: CheckReport) -> dict[str, Any]:
     """Describe a check (``dumpxlate.check/1``)."""
     return {
         "schema": "dumpxlate.check/1",
-        "file": _file(dump),
+        "file": describe_file(dump) | {"page_size": dump.pages.page_size},
         "ok": found.ok,
         "ram": found.ram,
         "pages": dict(found.pages),
@@ -139,7 +129,7 @@ def describe_checksum(dump: Dump, found: Checksum) -> dict[str, Any]:
     """Describe digests (``dumpxlate.checksum/1``)."""
     return {
         "schema": "dumpxlate.checksum/1",
-        "file": _file(dump),
+        "file": describe_file(dump) | {"page_size": dump.pages.page_size},
         "content": found.content.hex(),
         "data": found.data.hex(),
         "bytes": found.bytes,
@@ -163,7 +153,7 @@ def describe_map(dump: Dump, found: PageMap) -> dict[str, Any]:
     columns = (ranges.start, ranges.count, ranges.state, ranges.codec, ranges.offset, ranges.mfn)
     return {
         "schema": "dumpxlate.map/1",
-        "file": _file(dump),
+        "file": describe_file(dump) | {"page_size": dump.pages.page_size},
         "pages": dict(found.pages),
         "codecs": dict(found.codecs),
         "total": found.total,
