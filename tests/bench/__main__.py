@@ -73,7 +73,12 @@ def measure(case: Case, prepared: Prepared, pairs: int) -> Row:
     facts = _facts(prepared, commands)
     ours, *peers = in_turn(commands, pairs, clean)
     clean()
-    best, label = min((runs.median, label) for runs, label in zip(peers, prepared.peers, strict=True))
+    timed = [(runs.median, label) for runs, label in zip(peers, prepared.peers, strict=True) if runs.seconds]
+    crashed = sum(runs.crashed for runs in peers)
+    if not timed:
+        raise AbsentError(f"every run of {' and '.join(prepared.peers)} crashed")
+    best, label = min(timed)
+    facts = "; ".join(filter(None, (facts, f"{crashed} runs of peers crashed" if crashed else "")))
     return Row(
         case=case.name,
         ours=ours.median,

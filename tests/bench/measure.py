@@ -26,11 +26,13 @@ class Runs:
         seconds: wall time of each run.
         anonymous: highest RssAnon seen of a process, bytes; of a pipeline, the largest counts.
         resident: highest RssAnon + RssFile + RssShmem seen of one, bytes.
+        crashed: runs that ended in an error, which have no time.
     """
 
     seconds: list[float] = field(default_factory=list)
     anonymous: int = 0
     resident: int = 0
+    crashed: int = 0
 
     @property
     def median(self) -> float:
@@ -84,12 +86,22 @@ def touch_free_memory(size: int = 3 << 30) -> None:
 
 
 def in_turn(commands: Sequence[Callable[[Runs], object]], rounds: int, before: Callable[[], None]) -> list[Runs]:
-    """Run commands in turn, A B A B, after one run of each that does not count."""
+    """Run commands in turn, A B A B, after one run of each that does not count.
+
+    Peers, all but the first, may crash, as libkdumpfile's binding does on some files: such a run has no time.
+    """
     results = [Runs() for _ in commands]
     for turn in range(rounds + 1):
         for command, runs in zip(commands, results, strict=True):
             before()
             os.sync()
             touch_free_memory()
-            command(Runs() if turn == 0 else runs)
+            took = Runs() if turn == 0 else runs
+            try:
+                command(took)
+            except RuntimeError:
+                if runs is results[0]:
+                    raise
+                took.seconds.pop()
+                runs.crashed += 1
     return results
