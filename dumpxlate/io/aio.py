@@ -9,7 +9,8 @@ holds for what is written between holes.
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
+import sys
 import threading
 import weakref
 from functools import cache
@@ -55,7 +56,7 @@ class _Context:
     """A queue of the kernel's; one for each thread."""
 
     def __init__(self) -> None:
-        setup, destroy, self._submit, self._events = _NUMBERS[platform.machine()]
+        setup, destroy, self._submit, self._events = _NUMBERS[os.uname().machine]
         self._id = ctypes.c_ulong(0)
         self.blocks = np.zeros(_MOST, _IOCB)
         self.answers = np.zeros(_MOST, _EVENT)
@@ -102,7 +103,7 @@ _local = threading.local()
 def _context() -> _Context | None:
     """Give this thread's context, None where there can be none."""
     if not hasattr(_local, "context"):
-        known = platform.system() == "Linux" and platform.machine() in _NUMBERS
+        known = sys.platform == "linux" and os.uname().machine in _NUMBERS
         found = _Context() if known else None
         _local.context = found if found and found.usable else None
     context: _Context | None = _local.context

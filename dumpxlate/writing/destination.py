@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +41,7 @@ class Named:
     @classmethod
     def fresh(cls, target: str | os.PathLike[str]) -> Named:
         """Make up a name that nobody has."""
-        return cls(beside(Path(target), f"{secrets.token_hex(4)}.partial"))
+        return cls(beside(Path(target), f"{os.urandom(4).hex()}.partial"))
 
 
 @dataclass(frozen=True, slots=True)
