@@ -200,9 +200,9 @@ def _next_steps(dump: Dump, options: Sequence[str]) -> list[str]:
     elif dump.format != "elf":
         steps.append(f"dumpxlate convert {name} -o vmcore")
     if dump.machine.paravirtual and dump.space is Space.PHYSICAL:
-        steps.append(f"dumpxlate convert --canonical {name} -o vmcore   (page tables that other tools can walk)")
+        steps.append(f"dumpxlate convert --canonical {name} -o canonical.vmcore   (page tables that others can walk)")
     if dump.damage:
-        steps.append(f"dumpxlate convert --salvage {name} -o vmcore   (writes what is there)")
+        steps.append(f"dumpxlate convert --salvage {name} -o salvaged.vmcore   (writes what is there)")
     return steps
 
 
