@@ -182,7 +182,7 @@ def _in_one_pass(work: _Work, inputs: Input, progress: Callable[[Progress], None
     from dumpxlate.io.pipe import standard_input
     from dumpxlate.streaming.convert import convert_pipe
 
-    told = (name for name, value in vars(inputs).items() if name != "format" and value != getattr(Input, name))
+    told = (name for name in inputs.given() if name != "format")
     more: dict[str, Any] = dict.fromkeys(told, True) | work.conduct.arguments() | {"vmcoreinfo": work.vmcoreinfo}
     pipe = standard_input()
     try:

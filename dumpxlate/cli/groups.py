@@ -29,15 +29,18 @@ __all__ = ["Group", "grouped"]
 class Group:
     """What a dataclass of options is derived from."""
 
+    def given(self) -> dict[str, Any]:
+        """Give the options that differ from their defaults, by field."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, (value, default) in values.items() if value != default}
+
     def words(self) -> list[str]:
-        """Give the options that differ from their defaults, as a user types them."""
+        """Give the same as a user types it."""
         words: list[str] = []
-        for field, option in zip(fields(self), _options(type(self)), strict=True):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if value == field.default:
-                continue
+        annotations = {option.name: option.annotation for option in _options(type(self))}
+        for field, value in self.given().items():
             # typer keeps the first name of an annotated option where a default would stand
-            name = next(each.default for each in get_args(option.annotation) if hasattr(each, "param_decls"))
+            name = next(each.default for each in get_args(annotations[field]) if hasattr(each, "param_decls"))
             for each in value if isinstance(value, list) else [value]:
                 words += [name, str(each)]
         return words

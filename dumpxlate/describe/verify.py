@@ -28,8 +28,8 @@ def describe_comparison(a: Dump, b: Dump, found: Comparison) -> dict[str, Any]:
     """Describe a comparison (``dumpxlate.compare/1``)."""
     return {
         "schema": "dumpxlate.compare/1",
-        "a": describe_file(a) | {"page_size": a.pages.page_size},
-        "b": describe_file(b) | {"page_size": b.pages.page_size},
+        "a": _file(a),
+        "b": _file(b),
         "same": found.same,
         "strict": found.strict,
         "canonical": found.canonical,
@@ -56,6 +56,10 @@ _ORDER = (
     Outcome.BAD,
     Outcome.NEITHER,
 )
+
+
+def _file(dump: Dump) -> dict[str, Any]:
+    return describe_file(dump) | {"page_size": dump.pages.page_size}
 
 
 def _place(offset: int) -> str | None:
@@ -99,7 +103,7 @@ def describe_check(dump: Dump, found: CheckReport) -> dict[str, Any]:
     """Describe a check (``dumpxlate.check/1``)."""
     return {
         "schema": "dumpxlate.check/1",
-        "file": describe_file(dump) | {"page_size": dump.pages.page_size},
+        "file": _file(dump),
         "ok": found.ok,
         "ram": found.ram,
         "pages": dict(found.pages),
@@ -129,7 +133,7 @@ def describe_checksum(dump: Dump, found: Checksum) -> dict[str, Any]:
     """Describe digests (``dumpxlate.checksum/1``)."""
     return {
         "schema": "dumpxlate.checksum/1",
-        "file": describe_file(dump) | {"page_size": dump.pages.page_size},
+        "file": _file(dump),
         "content": found.content.hex(),
         "data": found.data.hex(),
         "bytes": found.bytes,
@@ -153,7 +157,7 @@ def describe_map(dump: Dump, found: PageMap) -> dict[str, Any]:
     columns = (ranges.start, ranges.count, ranges.state, ranges.codec, ranges.offset, ranges.mfn)
     return {
         "schema": "dumpxlate.map/1",
-        "file": describe_file(dump) | {"page_size": dump.pages.page_size},
+        "file": _file(dump),
         "pages": dict(found.pages),
         "codecs": dict(found.codecs),
         "total": found.total,
