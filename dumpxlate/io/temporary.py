@@ -20,7 +20,7 @@ from dumpxlate.errors import OutputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Temporary", "beside"]
+__all__ = ["Temporary", "beside", "fresh_name"]
 
 _MODE = 0o600  # a memory dump holds secrets
 _NEW = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -66,7 +66,7 @@ class Temporary:
             if name is None:
                 self._open_unnamed()
             if self.fd < 0:
-                self._open_named(name or _fresh(target), reuse=reuse or keep)
+                self._open_named(name or fresh_name(target), reuse=reuse or keep)
             os.fchmod(self.fd, _MODE)  # a umask may have taken away more
         except BaseException as error:
             if keep and self.path:
@@ -91,7 +91,7 @@ class Temporary:
             self._unlink()
             return
         if self.name is None:  # a link cannot replace a file, a rename can
-            self._take_name(_fresh(self.target))
+            self._take_name(fresh_name(self.target))
         os.rename(self.name or "", name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         self._forget()
 
@@ -125,7 +125,7 @@ class Temporary:
                 raise
             return
         try:
-            self._take_name(_fresh(self.target))
+            self._take_name(fresh_name(self.target))
         except OSError:
             self._forget()
             return
@@ -189,7 +189,8 @@ class Temporary:
         self.name = None
 
 
-def _fresh(target: Path) -> str:
+def fresh_name(target: Path) -> str:
+    """Make up a name beside a target that nobody has."""
     return beside(target, f"{os.urandom(4).hex()}.partial")
 
 

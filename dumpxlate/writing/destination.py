@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dumpxlate.format import Accompanied
 from dumpxlate.io.sink import FileSink, PipeSink
-from dumpxlate.io.temporary import beside
+from dumpxlate.io.temporary import fresh_name
 from dumpxlate.registry import find_wrapper
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Named:
     @classmethod
     def fresh(cls, target: str | os.PathLike[str]) -> Named:
         """Make up a name that nobody has."""
-        return cls(beside(Path(target), f"{os.urandom(4).hex()}.partial"))
+        return cls(fresh_name(Path(target)))
 
 
 @dataclass(frozen=True, slots=True)
