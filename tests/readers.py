@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -75,3 +77,29 @@ def elf_notes(path: Path) -> list[tuple[str, int, bytes]]:
             notes.append((name, number, body[desc_at : desc_at + descsz]))
             at = desc_at + (descsz + 3) // 4 * 4
     return notes
+
+
+def raw_pages(path: Path, page_size: int = 4096) -> dict[int, bytes]:
+    """Content of each page of a raw image that is not zero; holes of the file are skipped."""
+    pages = {}
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        end = 0
+        while end < size and (run := _data_behind(file.fileno(), end)):
+            start, end = run
+            file.seek(start // page_size * page_size)
+            for pfn in range(start // page_size, -(-end // page_size)):
+                page = file.read(page_size)
+                if any(page):
+                    pages[pfn] = page
+    return pages
+
+
+def _data_behind(fd: int, at: int) -> tuple[int, int] | None:
+    try:
+        start = os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return None
+    return start, os.lseek(fd, start, os.SEEK_HOLE)
