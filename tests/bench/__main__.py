@@ -16,11 +16,12 @@ from tests.bench.measure import Runs, in_turn, run
 from tests.bench.report import Row, table, write_plot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.bench.case import Case, Prepared
 
 MIB = 1 << 20
+SIZES = (2048, 8192)
 
 
 def main() -> None:
@@ -29,11 +30,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dumpxlate-bench-") as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for case in CASES:
-            if args.cases and case.name not in args.cases:
-                continue
+        for case, size in _wanted(args.cases, args.size):
             try:
-                rows.append(measure(case, case.prepare(folder, args.size * MIB), args.pairs))
+                rows.append(measure(case, size, case.prepare(folder, size * MIB), args.pairs))
             except AbsentError as absent:
                 print(f"{case.name}: not measured: {absent}", flush=True)
                 continue
@@ -47,7 +46,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of: {', '.join(case.name for case in CASES)}")
-    parser.add_argument("--size", type=int, default=2048, help="MiB of guest memory (2048)")
+    parser.add_argument("--size", type=int, nargs="+", default=SIZES, help="MiB of guest memory (2048 8192)")
     parser.add_argument("--pairs", type=int, default=5, help="runs of each, in turn (5)")
     parser.add_argument("--folder", type=Path, help="where inputs are kept and outputs written (a temporary one)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -59,7 +58,15 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def measure(case: Case, prepared: Prepared, pairs: int) -> Row:
+def _wanted(names: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[Case, int]]:
+    """The cases that were asked for, all if none was, and MiB of the guest for each."""
+    for number, size in enumerate(sizes):
+        for case in CASES:
+            if (case.name in names or not names) and (case.grows or number == 0):
+                yield case, size
+
+
+def measure(case: Case, size: int, prepared: Prepared, pairs: int) -> Row:
     """Check the result once, then time."""
 
     def clean() -> None:
@@ -81,6 +88,7 @@ def measure(case: Case, prepared: Prepared, pairs: int) -> Row:
     facts = "; ".join(filter(None, (facts, f"{crashed} runs of peers crashed" if crashed else "")))
     return Row(
         case=case.name,
+        size=size if case.grows else None,
         ours=ours.median,
         peer=best,
         ratio=best / ours.median,

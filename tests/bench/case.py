@@ -51,12 +51,14 @@ class Case:
         peer: what it is measured against, in words.
         target: wall-time ratio peer/ours that is wanted.
         prepare: makes the inputs in a folder, for a guest of so many bytes.
+        grows: whether the size of the guest matters.
     """
 
     name: str
     peer: str
     target: float
     prepare: Callable[[Path, int], Prepared]
+    grows: bool = True
 
 
 def python(code: str, *arguments: object, interpreter: str = sys.executable) -> Command:

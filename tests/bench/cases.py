@@ -37,9 +37,19 @@ CASES = (
     Case("pipe-flat-kdump", "makedumpfile -R", 2, piping.flattened_to_kdump),
     Case("qemu_core-elf", "cp of the output (holes stay), and sync", 1 / 1.5, qemu.core_to_elf),
     Case(
-        "qemu_core-profile", "gdb with QEMU's script, 256 MiB", 5, partial(qemu.core_against_gdb, knowledge="profile")
+        "qemu_core-profile",
+        "gdb with QEMU's script, 256 MiB",
+        5,
+        partial(qemu.core_against_gdb, knowledge="profile"),
+        grows=False,
     ),
-    Case("qemu_core-debug", "gdb with QEMU's script, 256 MiB", 5, partial(qemu.core_against_gdb, knowledge="debug")),
+    Case(
+        "qemu_core-debug",
+        "gdb with QEMU's script, 256 MiB",
+        5,
+        partial(qemu.core_against_gdb, knowledge="debug"),
+        grows=False,
+    ),
     Case("compare", "cmp of the raw images", 0.7, reading.compare),
     Case("random-elf", "libkdumpfile's Python binding; drgn", 2, partial(reading.random_pages, format="elf")),
     Case("random-kdump", "libkdumpfile's Python binding; drgn", 2, partial(reading.random_pages, format="kdump")),
@@ -55,5 +65,5 @@ CASES = (
         2,
         partial(reading.random_pages, format="kdump", in_batches=True),
     ),
-    Case("info", 'python -c "import numpy"', 1 / 2.5, reading.info),
+    Case("info", 'python -c "import numpy"', 1 / 2.5, reading.info, grows=False),
 )

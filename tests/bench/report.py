@@ -16,9 +16,10 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Row:
-    """What one case gave: medians in seconds, memory in bytes."""
+    """What one case gave: medians in seconds, memory in bytes, the guest in MiB (None where any will do)."""
 
     case: str
+    size: int | None
     ours: float
     peer: float
     ratio: float
@@ -28,15 +29,20 @@ class Row:
     peer_name: str
     facts: str = ""
 
+    @property
+    def title(self) -> str:
+        """The case and the guest."""
+        return f"{self.case} {self.size / 1024:g} GiB" if self.size else self.case
+
 
 def table(rows: Sequence[Row], *, head: bool = True) -> str:
     """One line a case."""
     lines = [
-        f"{'case':<20}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'target':>8}{'anon MiB':>10}{'rss MiB':>9}  peer"
+        f"{'case':<25}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'target':>8}{'anon MiB':>10}{'rss MiB':>9}  peer"
     ] * head
     for row in rows:
         lines.append(
-            f"{row.case:<20}{row.ours:>9.2f}{row.peer:>9.2f}{row.ratio:>8.2f}{row.target:>8.2f}"
+            f"{row.title:<25}{row.ours:>9.2f}{row.peer:>9.2f}{row.ratio:>8.2f}{row.target:>8.2f}"
             f"{row.anonymous / MIB:>10.0f}{row.resident / MIB:>9.0f}  {row.peer_name}"
             + (f"; {row.facts}" if row.facts else "")
         )
@@ -45,7 +51,7 @@ def table(rows: Sequence[Row], *, head: bool = True) -> str:
 
 def write_plot(path: Path, rows: Sequence[Row]) -> None:
     """Draw a bar a case: how many times as fast as the peer, as a share of what was aimed at."""
-    width, left, high = 760, 170, 22
+    width, left, high = 760, 190, 22
     scale = (width - left - 110) / max([2.0, *(row.ratio / row.target for row in rows)])
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{len(rows) * high + 50}">',
@@ -56,7 +62,7 @@ def write_plot(path: Path, rows: Sequence[Row]) -> None:
         share, y = row.ratio / row.target, 10 + number * high
         colour = "#2a7f3f" if share >= 1 else "#b5651d"
         parts += [
-            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(row.case)}</text>',
+            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(row.title)}</text>',
             f'<rect x="{left}" y="{y}" width="{share * scale:.1f}" height="{high - 6}" fill="{colour}"/>',
             f'<text x="{left + share * scale + 5:.1f}" y="{y + 13}">{row.ratio:.2f} of {row.target:g}</text>',
         ]
