@@ -1,8 +1,9 @@
 """Sets of page frame numbers.
 
-Two classes answer the same questions: :class:`PageRuns` here keeps runs (start, count), for indexes made of extents,
+Three classes answer the same questions: :class:`PageRuns` here keeps runs (start, count), for indexes made of extents,
 where frame numbers are as large as a file claims; :class:`dumpxlate.bitmap.PageBitmap` keeps one bit a page, for
-formats that store one. Both give the rank of a page among the members (the row of its descriptor) and the reverse.
+formats that store one; :class:`Picked` chooses among the members of either. All give the rank of a page among the
+members (the row of its descriptor) and the reverse.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from dumpxlate.arrays import ascending, expand, runs
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s
 
-__all__ = ["EMPTY", "PageRuns", "PageSet", "difference", "intersection", "mask", "pages_between", "union"]
+__all__ = ["EMPTY", "PageRuns", "PageSet", "Picked", "difference", "intersection", "mask", "pages_between", "union"]
+
+_CHUNK = 1 << 14  # members listed in one go to find runs
+_CLOSE = 256
 
 
 class PageSet(Protocol):
@@ -133,6 +137,64 @@ class PageRuns:
 
     def __repr__(self) -> str:
         return f"PageRuns({self.count} pages in {len(self._start)} runs)"
+
+
+class Picked:
+    """Some members of a set, chosen by their rank: nothing of it is copied, however many runs they are in.
+
+    Args:
+        pages: the set.
+        ranks: which of its members; none beyond its last one.
+    """
+
+    __slots__ = ("__dict__", "_pages", "_ranks")
+
+    def __init__(self, pages: PageSet, ranks: PageSet) -> None:
+        self._pages = pages
+        self._ranks = ranks
+
+    @property
+    def count(self) -> int:
+        """Number of members."""
+        return self._ranks.count
+
+    @cached_property
+    def stop(self) -> int:
+        """One past the highest member; 0 if there is none."""
+        return int(self.select(self.count - 1, self.count)[0]) + 1 if self.count else 0
+
+    def contains(self, pfn: Int64s) -> Bools:
+        """Tell which pfns are members; -1 never is."""
+        found = self._pages.contains(pfn)
+        found[found] = self._ranks.contains(self._pages.rank(pfn[found]))
+        return found
+
+    def rank(self, pfn: Int64s) -> Int64s:
+        """Count the members below each pfn."""
+        return self._ranks.rank(self._pages.rank(pfn))
+
+    def select(self, first: int, last: int) -> Int64s:
+        """List the members of rank ``first`` up to, not including, ``last``, ascending."""
+        rank = self._ranks.select(first, last)
+        if not len(rank):
+            return rank
+        # What lies between two that are close is listed as well: that costs less than to ask twice.
+        edges = np.flatnonzero(rank[1:] - rank[:-1] > _CLOSE) + 1
+        groups = np.split(rank, edges) if len(edges) else [rank]
+        return np.concatenate([self._pages.select(int(of[0]), int(of[-1]) + 1)[of - of[0]] for of in groups])
+
+    def runs(self) -> tuple[Int64s, Int64s]:
+        """Give the members as maximal runs (start, count), ascending."""
+        found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        for first in range(0, self.count, _CHUNK):
+            pfn = self.select(first, first + _CHUNK)
+            at, length = runs(pfn)
+            found.append((pfn[at], length))
+        start, count = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        return PageRuns.from_runs(start, count).runs()
+
+    def __repr__(self) -> str:
+        return f"Picked({self.count} of {self._pages!r})"
 
 
 EMPTY = PageRuns(np.empty(0, np.int64), np.empty(0, np.int64))

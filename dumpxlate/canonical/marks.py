@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.bitmap import PageBitmap
+from dumpxlate.io.bits import BLOCK, BLOCK_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ class Marks:
 
     def __init__(self, pages: PageSet) -> None:
         self._pages = pages
-        self._words = np.zeros(-(-pages.count // 64), np.uint64)
+        self._words = np.zeros(-(-pages.count // BLOCK_BITS) * BLOCK, np.uint64)  # whole blocks: they are not copied
 
     def add(self, pfn: Int64s) -> int:
         """Mark pages, in any order and any number of times; give how many of the pfns are no page here."""
@@ -52,7 +53,7 @@ class Marks:
 
     def parts(self, most: int) -> Iterator[Int64s]:
         """Give the marked pages, ascending, at most so many at a time; none may be added meanwhile."""
-        bits = PageBitmap(self._words)
+        bits = PageBitmap.from_words(self._words)
         for first in range(0, self._pages.count, _WINDOW):
             low, high = (int(at) for at in bits.rank(np.array([first, first + _WINDOW], np.int64)))
             if low == high:

@@ -48,12 +48,12 @@ class TailedSource(Closing):
             return self._inner.gather(offset, size)
         return _copied(self, offset, size)
 
-    def data_runs(self) -> tuple[Int64s, Int64s]:
+    def data_runs(self, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
         """Give the ranges that are not known to be zero: the source's, and the tail."""
-        start, length = self._inner.data_runs()
-        if len(start) and start[-1] + length[-1] == self._inner.size:
-            return start, np.append(length[:-1], length[-1] + self._tail.size)
-        return np.append(start, np.int64(self._inner.size)), np.append(length, np.int64(self._tail.size))
+        begin, length = self._inner.data_runs(start, stop)
+        if len(begin) and begin[-1] + length[-1] == self._inner.size:
+            return begin, np.append(length[:-1], length[-1] + self._tail.size)
+        return np.append(begin, np.int64(self._inner.size)), np.append(length, np.int64(self._tail.size))
 
     def place(self, offset: Int64s) -> Int64s:
         """Say where in the file bytes are; those of the tail are nowhere."""

@@ -91,8 +91,13 @@ class Source(Protocol):
         """Say where in the dump's file, the one inside its containers, bytes are: -1 where nowhere as they are."""
         ...
 
-    def data_runs(self) -> tuple[Int64s, Int64s]:
-        """Give the ranges (start, length), ascending, outside which all bytes are known to be zero without a look."""
+    def data_runs(self, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
+        """Give the ranges (start, length), ascending, outside which all bytes are known to be zero without a look.
+
+        Args:
+            start: where to begin; of what lies before, nothing that is told holds.
+            stop: where to end; of what follows, neither.
+        """
         ...
 
     def close(self) -> None:
@@ -118,7 +123,7 @@ class Closing:
         """Say where in the file bytes are."""
         return offset
 
-    def data_runs(self) -> tuple[Int64s, Int64s]:
+    def data_runs(self, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
         """Give the ranges that are not known to be zero: everything."""
         return np.zeros(1, np.int64), np.array([self.size], np.int64)
 
@@ -233,13 +238,13 @@ class PreadFile(Closing):
         moved[used] = at
         return body.toreadonly(), moved
 
-    def data_runs(self) -> tuple[Int64s, Int64s]:
+    def data_runs(self, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
         """Give the parts of the file that are no holes.
 
         Raises:
             TruncatedDumpError: the file has become shorter: what was cut off would look like a hole.
         """
-        found = runs_of_data(self._fd, self.size)
+        found = runs_of_data(self._fd, self.size if stop is None else min(stop, self.size), start)
         self._require_end(0, self.size)
         return found
 

@@ -59,7 +59,7 @@ class SplicedSource(Closing):
         moved[used] = found
         return body, moved
 
-    def data_runs(self) -> tuple[Int64s, Int64s]:
+    def data_runs(self, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
         """Give the ranges that are not known to be zero."""
         return self.pieces.start, self.pieces.count
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.bitmap import PageBitmap
+from dumpxlate.formats.kdump.bitmaps import ram_bitmap, stored_bitmap
 from dumpxlate.formats.kdump.layout import INVALID_CODEC, PageDesc, codecs_of_flags
-from dumpxlate.formats.kdump.store import stored_bitmap
 from dumpxlate.formats.kdump.table import ROW
 from dumpxlate.structs import parse
 
 if TYPE_CHECKING:
+    from dumpxlate.bitmap import PageBitmap
     from dumpxlate.formats.kdump.header import Part
 
 __all__ = ["fitting_bitmap"]
@@ -37,7 +37,7 @@ def fitting_bitmap(part: Part) -> tuple[PageBitmap, str]:
     if rows in (None, held) or (rows > held and _row(part, held) is None):
         return bitmap, ""
     told = f"the bitmap of pages at {part.stored_bitmap_at:#x} has {held:,} bits, but there are {rows:,} descriptors"
-    ram = PageBitmap.from_bytes(part.source.view(part.bitmap_at, part.bitmap_bytes), part.max_mapnr)
+    ram = ram_bitmap(part)
     if ram.count == rows:
         return ram, f"{told}: the bitmap of RAM, which has as many, is taken instead"
     return bitmap, f"{told}: nothing tells where the defect is, and pages behind it are given wrong addresses"

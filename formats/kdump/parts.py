@@ -5,7 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from dumpxlate.arrays import expand
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
+from dumpxlate.formats.kdump.bitmaps import bits_at
+from dumpxlate.io.bits import JoinedBits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["gaps", "in_order"]
 
 _AGREE = ("signature", "sysname", "nodename", "release", "version", "machine", "tv_sec", "tv_usec", "bitmap_blocks")
-_CHUNK = 1 << 20
+_BLOCKS = 1 << 10
+"""Blocks of bitmaps that are compared in one go."""
 
 
 def in_order(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -71,11 +75,11 @@ def _check_same_dump(one: Part, other: Part) -> None:
 def _bitmaps_differ(one: Part, other: Part) -> bool:
     if one.bitmap_bytes != other.bitmap_bytes or one.single_bitmap != other.single_bitmap:
         return True
-    pieces = ((at, min(_CHUNK, one.bitmap_bytes - at)) for at in range(0, one.bitmap_bytes, _CHUNK))
-    return any(
-        one.source.view(one.stored_bitmap_at + at, size) != other.source.view(other.stored_bitmap_at + at, size)
-        for at, size in pieces
-    )
+    bits, its = (bits_at(part, part.stored_bitmap_at) for part in (one, other))
+    start, count = JoinedBits(bits, its).used()
+    block = expand(start, count)
+    groups = (block[at : at + _BLOCKS] for at in range(0, len(block), _BLOCKS))
+    return any((bits.take(group) != its.take(group)).any() for group in groups)
 
 
 def _check_disjoint(ordered: Sequence[Part]) -> None:

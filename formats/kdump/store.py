@@ -7,37 +7,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.bitmap import PageBitmap
+from dumpxlate.bitmap import PageBitmap, words_of_runs
+from dumpxlate.formats.kdump.bitmaps import ram_bitmap
+from dumpxlate.io.bits import InvertedBits
 from dumpxlate.pages import CodecId, PageState, PageTable, lost_pages
-from dumpxlate.pageset import EMPTY, PageRuns
+from dumpxlate.pageset import EMPTY, PageRuns, Picked
 from dumpxlate.stores import fetch_from
 
 if TYPE_CHECKING:
-    from dumpxlate.arrays import Int64s, UInt64s
+    from dumpxlate.arrays import Int64s
     from dumpxlate.formats.kdump.header import Part
     from dumpxlate.formats.kdump.table import DescriptorTable
     from dumpxlate.pages import PageBatch, ReadAt
     from dumpxlate.pageset import PageSet
 
-__all__ = ["KdumpStore", "ShiftedStore", "ram_bitmap", "stored_bitmap"]
-
-_CHUNK = 1 << 17
-
-
-def stored_bitmap(part: Part) -> PageBitmap:
-    """View the bitmap of the pages that have a descriptor."""
-    return PageBitmap.from_bytes(part.source.view(part.stored_bitmap_at, part.bitmap_bytes), part.max_mapnr)
-
-
-def ram_bitmap(part: Part, stored: PageBitmap) -> PageBitmap:
-    """View the bitmap of RAM; a file that has a page outside of its RAM gets one that is made of both."""
-    if part.single_bitmap:
-        return stored
-    ram = PageBitmap.from_bytes(part.source.view(part.bitmap_at, part.bitmap_bytes), part.max_mapnr)
-    pieces = [slice(at, at + _CHUNK) for at in range(0, len(ram.words), _CHUNK)]
-    if any((stored.words[piece] & ~ram.words[piece]).any() for piece in pieces):
-        return PageBitmap(ram.words | stored.words, part.max_mapnr)
-    return ram
+__all__ = ["KdumpStore", "ShiftedStore"]
 
 
 class KdumpStore:
@@ -60,42 +44,33 @@ class KdumpStore:
 
     @cached_property
     def ram(self) -> PageBitmap:
-        """Every RAM page that the dump knows of."""
-        return ram_bitmap(self._part, self._bitmap)
+        """Every RAM page that the dump knows of: those that it has a descriptor for outside of its RAM as well."""
+        if self._part.single_bitmap:
+            return self._bitmap
+        ram = ram_bitmap(self._part)
+        return ram if self._bitmap.is_within(ram) else ram.joined(self._bitmap)
 
     @cached_property
-    def stored(self) -> PageBitmap:
+    def stored(self) -> PageSet:
         """Those of them that it has content for."""
         if not self._damaged:
             return self._bitmap
-        table = self._table
-        words: UInt64s = np.zeros(len(self._bitmap.words), np.uint64)
-        for first, count in zip(table.first.tolist(), table.count.tolist(), strict=True):
-            self._copy_bits(words, first, first + count)
-        for rank in table.missing():
-            self._clear_bits(words, rank)
-        return PageBitmap(words, self._part.max_mapnr)
+        return Picked(self._bitmap, PageBitmap(InvertedBits(self._lost.bits), self._bitmap.count))
 
     @cached_property
     def lost(self) -> PageSet:
         """Those that have a descriptor, and no bytes."""
-        if not self._damaged:
-            return EMPTY
-        return PageBitmap(self._bitmap.words & ~self.stored.words, self._part.max_mapnr)
+        return Picked(self._bitmap, self._lost) if self._damaged else EMPTY
 
-    def _copy_bits(self, words: UInt64s, first: int, last: int) -> None:
-        """Take the pages of a range of ranks over."""
-        low, high = int(self._bitmap.select(first, first + 1)[0]), int(self._bitmap.select(last - 1, last)[0]) + 1
-        inside = PageBitmap.from_runs(np.array([low & 63]), np.array([high - low]), high - (low & ~63)).words
-        piece = slice(low >> 6, (low >> 6) + len(inside))
-        words[piece] |= self._bitmap.words[piece] & inside
-
-    def _clear_bits(self, words: UInt64s, rank: Int64s) -> None:
-        """Drop the pages of some ranks, ascending."""
-        if len(rank):
-            low = int(rank[0])
-            pfn = self._bitmap.select(low, int(rank[-1]) + 1)[rank - low]
-            np.bitwise_and.at(words, pfn >> 6, ~(np.uint64(1) << (pfn & 63).astype(np.uint64)))
+    @cached_property
+    def _lost(self) -> PageBitmap:
+        """Ranks of the pages in parts that were not given, and of those whose descriptors lead nowhere."""
+        table, end = self._table, np.int64(self._bitmap.count)
+        start = np.append(0, table.first + table.count)
+        words = words_of_runs(start, np.append(table.first, end) - start, int(end))
+        for rank in table.missing():
+            np.bitwise_or.at(words, rank >> 6, np.uint64(1) << (rank & 63).astype(np.uint64))
+        return PageBitmap.from_words(words, int(end))
 
     @cached_property
     def _zero_pages(self) -> Int64s:

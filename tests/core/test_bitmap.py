@@ -82,14 +82,14 @@ def test_runs_that_overlap_and_leave_the_bitmap(pairs: list[tuple[int, int]], st
 
 
 def test_bits_of_one_word() -> None:
-    assert PageBitmap(np.array([1, 1 << 63], np.uint64)).select(0, 2).tolist() == [0, 127]
+    assert PageBitmap.from_words(np.array([1, 1 << 63], np.uint64)).select(0, 2).tolist() == [0, 127]
 
 
 def test_a_mapped_bitmap_is_not_copied() -> None:
     with mmap.mmap(-1, 1 << 16) as mapped:
         view = memoryview(mapped)
         pages = PageBitmap.from_bytes(view)
-        assert np.shares_memory(pages.words, np.frombuffer(view, np.uint8))
+        assert np.shares_memory(pages.bits.rows, np.frombuffer(view, np.uint8))
         mapped[5] = 2
         assert pages.contains(ints([41])).tolist() == [True]
         del pages
@@ -100,7 +100,7 @@ def test_a_mapped_bitmap_is_not_copied() -> None:
 @pytest.mark.parametrize("fill", [0x00, 0x80, 0xFF])
 def test_chunks_join(monkeypatch: pytest.MonkeyPatch, stop: int | None, fill: int) -> None:
     """runs() and the rank table look at a chunk at a time; a run may go on in the next."""
-    monkeypatch.setattr(bitmap, "_CHUNK", 8)
+    monkeypatch.setattr(bitmap, "_TAKEN", 1)
     packed = bytes([fill]) * 200 + bytes(130) + bytes([fill]) * 64 + b"\x01"
     check(PageBitmap.from_bytes(packed, stop), bits_of(packed, stop), 8 * len(packed) + 70)
 

@@ -1,4 +1,4 @@
-"""PageRuns, and the algebra of page sets, against Python's own sets and ranges."""
+"""PageRuns, picked members, and the algebra of page sets, against Python's own sets and ranges."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dumpxlate.bitmap import PageBitmap
-from dumpxlate.pageset import EMPTY, PageRuns, difference, intersection, mask, union
+from dumpxlate.io.bits import SourceBits
+from dumpxlate.io.source import BytesSource
+from dumpxlate.pageset import EMPTY, PageRuns, Picked, difference, intersection, mask, union
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from dumpxlate.pageset import PageSet
 
 TOP = 1 << 52
-STOP = 700  # universe of the small sets: more than one block of a bitmap, no multiple of 8
+STOP = 700  # universe of the small sets: no multiple of 8
 
 quick = settings(deadline=None, max_examples=40)
 small_runs = st.lists(st.tuples(st.integers(0, STOP - 1), st.integers(0, 90)), max_size=12)
@@ -60,6 +62,27 @@ def packed(pairs: list[tuple[int, int]]) -> PageBitmap:
     return PageBitmap.from_bytes(np.packbits(bits, bitorder="little").tobytes(), STOP)
 
 
+def read(pairs: list[tuple[int, int]]) -> PageBitmap:
+    """The same bits in a file, behind something else and not on a boundary."""
+    bits = np.ones(STOP, np.uint8)
+    bits[[pfn for pfn in range(STOP) if pfn not in members(pairs)]] = 0
+    body = np.packbits(bits, bitorder="little").tobytes()
+    return PageBitmap(SourceBits(BytesSource(b"header" + body + b"\xff" * 9), 6, len(body)), STOP)
+
+
+def picked(pairs: list[tuple[int, int]]) -> Picked:
+    """Every page, of which some are taken."""
+    return Picked(page_runs([(0, STOP)]), page_runs(pairs))
+
+
+def picked_from_file(pairs: list[tuple[int, int]]) -> Picked:
+    """The members, and some more, of which the members are taken."""
+    wanted = members(pairs)
+    more = sorted(wanted | set(range(0, STOP, 3)))
+    ranks = [rank for rank, pfn in enumerate(more) if pfn in wanted]
+    return Picked(read([(pfn, 1) for pfn in more]), PageRuns.from_pfns(ints(ranks)))
+
+
 def naive_runs(pages: set[int]) -> list[tuple[int, int]]:
     found: list[list[int]] = []
     for pfn in sorted(pages):
@@ -91,7 +114,7 @@ def check_set(pages: PageSet, expected: set[int]) -> None:
     assert pages.rank(pages.select(0, len(expected))).tolist() == list(range(len(expected)))
 
 
-every_kind = pytest.mark.parametrize("make", [page_runs, page_bitmap, packed])
+every_kind = pytest.mark.parametrize("make", [page_runs, page_bitmap, packed, read, picked, picked_from_file])
 
 
 @every_kind

@@ -18,7 +18,7 @@ from dumpxlate.dump import Dump, Machine, Space
 from dumpxlate.format import WriteOptions
 from dumpxlate.formats.kdump import bitmaps
 from dumpxlate.pages import PageBatch, PageState, PageTable
-from dumpxlate.pageset import PageRuns
+from dumpxlate.pageset import PageRuns, Picked
 from dumpxlate.pipeline import convert
 from tests.builders import elf_cores, kdump
 from tests.builders.elf_notes import cpu_notes
@@ -458,20 +458,34 @@ def test_far_memory_makes_a_sparse_file(tmp_path: Path) -> None:
         assert dump.states([0, 1, 2, 1 << 30]) == [PageState.ABSENT, PageState.ZERO, PageState.ABSENT, PageState.ZERO]
 
 
-@pytest.mark.parametrize("kind", ["runs", "bitmap", "limited"])
-@pytest.mark.parametrize("numbers", [(), (0,), (63,), (64,), (255,), (256,), (5, 250, 251, 300, 700, 1000), range(900)])
+PIECE = 8192
+
+
+@pytest.mark.parametrize("kind", ["runs", "bitmap", "limited", "picked"])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (), (0,), (63,), (64,), (PIECE - 1,), (PIECE,), (4 * PIECE - 1,), range(PIECE), range(3 * PIECE + 900),
+        (5, PIECE - 6, PIECE - 5, PIECE + 50, 3 * PIECE, 3 * PIECE + 1000), range(100, 2 * PIECE, 7),
+    ],
+)  # fmt: skip
 def test_bitmaps_in_pieces(monkeypatch: pytest.MonkeyPatch, kind: str, numbers: Any) -> None:
-    monkeypatch.setattr(bitmaps, "_CHUNK", 256)
+    monkeypatch.setattr(bitmaps, "_CHUNK", PIECE)
+    size = 4 * PIECE // 8
     pages: Any = pages_of(*numbers)
     if kind == "bitmap":
-        pages = PageBitmap.from_bytes(kdump.bitmap(runs(numbers), 256))
+        pages = PageBitmap.from_bytes(kdump.bitmap(runs(numbers), size))
     if kind == "limited":
         stop = max(numbers, default=-1) + 1
-        pages = PageBitmap.from_bytes(kdump.bitmap([*runs(numbers), (stop, 2048 - stop)], 256), stop)
+        pages = PageBitmap.from_bytes(kdump.bitmap([*runs(numbers), (stop, 8 * size - stop)], size), stop)
+    if kind == "picked":
+        more = sorted({*numbers, *range(0, 4 * PIECE, 50)})
+        wanted = set(numbers)
+        pages = Picked(pages_of(*more), pages_of(*(rank for rank, pfn in enumerate(more) if pfn in wanted)))
     words = list(bitmaps.packed(pages))
     data = b"".join(piece.tobytes() for piece in words)
-    assert all(len(piece) == 4 for piece in words[:-1])
-    assert data.ljust(256, b"\0") == kdump.bitmap(runs(numbers), 256)
+    assert all(len(piece) == PIECE // 64 for piece in words[:-1])
+    assert data.ljust(size, b"\0") == kdump.bitmap(runs(numbers), size)
 
 
 # Other programs
