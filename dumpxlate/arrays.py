@@ -11,12 +11,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bools", "Int32s", "Int64s", "UInt8s", "UInt64s", "ascending", "distinct", "expand", "runs"]
+__all__ = ["Bools", "Int32s", "Int64s", "UInt8s", "UInt16s", "UInt64s", "ascending", "distinct", "expand", "runs"]
 
 Bools: TypeAlias = NDArray[np.bool_]
 UInt8s: TypeAlias = NDArray[np.uint8]
 Int32s: TypeAlias = NDArray[np.int32]
 Int64s: TypeAlias = NDArray[np.int64]
+UInt16s: TypeAlias = NDArray[np.uint16]
 UInt64s: TypeAlias = NDArray[np.uint64]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dumpxlate.arrays import expand
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
-from dumpxlate.io.bits import BLOCK, BLOCK_BITS, ArrayBits, JoinedBits
+from dumpxlate.io.bits import BLOCK, BLOCK_BITS, ArrayBits, JoinedBits, counted_before
 from dumpxlate.pageset import PageRuns
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class PageBitmap:
 
     @cached_property
     def _before(self) -> Int64s:
-        """Members before each block, and in all: twice, so that one more block is empty, where the limit may be."""
-        before = np.zeros(self._blocks + 2, np.int64)
+        """Members before each block, and in all at the end."""
+        before = np.zeros(self._blocks + 1, np.int64)
         for first, count in zip(*(column.tolist() for column in self.bits.used()), strict=True):
             for low in range(first, min(first + count, self._blocks), _TAKEN):
                 block = np.arange(low, min(low + _TAKEN, first + count, self._blocks))
@@ -91,11 +91,13 @@ class PageBitmap:
         return words
 
     def words(self, block: Int64s) -> UInt64s:
-        """Give blocks of words, shape (n, BLOCK): only those that are neither empty nor full are looked at.
+        """Give blocks of words, shape (n, BLOCK): of a file, only those that are neither empty nor full are read.
 
         Raises:
             CorruptDumpError: their bits are not those that were counted.
         """
+        if isinstance(self.bits, ArrayBits):
+            return self._masked(block)
         count = self._before[block + 1] - self._before[block]
         mixed = (count > 0) & (count < BLOCK_BITS)
         if mixed.all() and len(block):
@@ -117,14 +119,17 @@ class PageBitmap:
         return words
 
     def _words_at(self, pfn: Int64s) -> tuple[UInt64s, Int64s]:
-        """Bring the blocks of pfns; pages that follow each other in one block share it.
+        """Find the word of each pfn, and how many members its block has before this word.
 
-        Returns:
-            The blocks, and for each pfn which one is its own.
+        Words in memory are looked up one by one. Of others a block is brought, which neighbours share.
         """
-        block = pfn // BLOCK_BITS
+        if isinstance(self.bits, ArrayBits):
+            word = pfn >> 6
+            return self.bits.words[word], self.bits.before[word].astype(np.int64)
+        block, word = pfn // BLOCK_BITS, pfn // 64 % BLOCK
         opens = np.append(True, block[1:] != block[:-1])
-        return self.words(block[opens]), np.cumsum(opens) - 1
+        words, row = self.words(block[opens]), np.cumsum(opens) - 1
+        return words[row, word], counted_before(words)[row, word].astype(np.int64)
 
     @property
     def count(self) -> int:
@@ -139,26 +144,28 @@ class PageBitmap:
     def contains(self, pfn: Int64s) -> Bools:
         """Tell which pfns are members; -1 and anything beyond the bitmap never is."""
         found = np.zeros(len(pfn), bool)
-        for piece in _pieces(len(pfn)):
+        for piece in self._pieces(len(pfn)):
             inside = (pfn[piece] >= 0) & (pfn[piece] < self._limit)
             at = np.where(inside, pfn[piece], 0)
-            words, row = self._words_at(at)
-            bits = words[row, at // 64 % BLOCK] >> (at & 63).astype(np.uint64)
+            bits = self._words_at(at)[0] >> (at & 63).astype(np.uint64)
             found[piece] = inside & (bits & np.uint64(1)).astype(bool)
         return found
 
     def rank(self, pfn: Int64s) -> Int64s:
         """Count the members below each pfn."""
         ranks = np.zeros(len(pfn), np.int64)
-        for piece in _pieces(len(pfn)):
-            at = np.clip(pfn[piece], 0, self._limit)
-            words, row = self._words_at(at)
-            word = at // 64 % BLOCK
-            counts = np.bitwise_count(words)
-            before = np.cumsum(counts, axis=1, dtype=np.int64) - counts
-            ranks[piece] = self._before[at // BLOCK_BITS] + before[row, word]
-            ranks[piece] += np.bitwise_count(words[row, word] & _below(at & 63))
+        for piece in self._pieces(len(pfn)):
+            at = np.clip(pfn[piece], 0, self._limit - 1)
+            words, before = self._words_at(at)
+            bits = (at & 63).astype(np.uint64)
+            inside = np.bitwise_count(words & ((np.uint64(1) << bits) - np.uint64(1)))
+            ranks[piece] = self._before[at // BLOCK_BITS] + before + inside
+        ranks[pfn >= self._limit] = self.count
         return ranks
+
+    def _pieces(self, length: int) -> Iterator[slice]:
+        """Cut a row of questions, which has no answer where there are no bits."""
+        return (slice(at, at + _ASKED) for at in range(0, length if self._limit > 0 else 0, _ASKED))
 
     def select(self, first: int, last: int) -> Int64s:
         """List the members of rank ``first`` up to, not including, ``last``, ascending."""
@@ -190,7 +197,7 @@ class PageBitmap:
         """
         count = np.diff(self._before)
         mixed = np.flatnonzero((count > 0) & (count < BLOCK_BITS))
-        full = np.flatnonzero(np.diff(count == BLOCK_BITS, prepend=False)) * BLOCK_BITS  # the block at the end is empty
+        full = np.flatnonzero(np.diff(count == BLOCK_BITS, prepend=False, append=False)) * BLOCK_BITS
         found, total = [(full[::2], full[1::2] - full[::2])], 0
         for at in range(0, len(mixed), _TAKEN):
             found.append(self._runs(mixed[at : at + _TAKEN]))
@@ -264,8 +271,3 @@ def _positions(words: UInt64s) -> Int64s:
     at = np.flatnonzero(np.unpackbits(words[used].view(np.uint8), bitorder="little"))
     found: Int64s = used[at >> 6] * 64 + (at & 63)
     return found
-
-
-def _pieces(length: int) -> Iterator[slice]:
-    """Cut a row of questions."""
-    return (slice(at, at + _ASKED) for at in range(0, length, _ASKED))

@@ -18,7 +18,18 @@ from dumpxlate.arrays import ascending, expand, runs
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s
 
-__all__ = ["EMPTY", "PageRuns", "PageSet", "Picked", "difference", "intersection", "mask", "pages_between", "union"]
+__all__ = [
+    "EMPTY",
+    "PageRuns",
+    "PageSet",
+    "Picked",
+    "between",
+    "difference",
+    "intersection",
+    "mask",
+    "pages_between",
+    "union",
+]
 
 _CHUNK = 1 << 14  # members listed in one go to find runs
 _CLOSE = 256
@@ -185,6 +196,9 @@ class Picked:
 
     def runs(self) -> tuple[Int64s, Int64s]:
         """Give the members as maximal runs (start, count), ascending."""
+        if len(self._ranks.runs()[0]) == 1:  # neighbours: a range of pfns
+            lowest = self.select(0, 1)
+            return intersection(self._pages, PageRuns(lowest, self.stop - lowest)).runs()
         found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         for first in range(0, self.count, _CHUNK):
             pfn = self.select(first, first + _CHUNK)
@@ -199,6 +213,14 @@ class Picked:
 
 EMPTY = PageRuns(np.empty(0, np.int64), np.empty(0, np.int64))
 """The set without members."""
+
+
+def between(pages: PageSet, start: int, stop: int) -> PageSet:
+    """Give the members from one pfn up to another."""
+    if isinstance(pages, PageRuns):
+        return intersection(pages, PageRuns.from_runs(np.array([start]), np.array([stop - start])))
+    ranks = pages.rank(np.array([start, max(start, stop)], np.int64))
+    return Picked(pages, PageRuns.from_runs(ranks[:1], np.diff(ranks)))
 
 
 def pages_between(start: int, stop: int, page_size: int) -> PageRuns:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.errors import UnsupportedFeatureError
-from dumpxlate.pageset import PageRuns, intersection
+from dumpxlate.pageset import between
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
@@ -51,7 +51,7 @@ class Window:
         first, stop = self.begin // self.page_size, -(-self.end // self.page_size)
         if not first and stop >= pages.stop:
             return pages
-        return intersection(pages, PageRuns.from_runs(np.array([first]), np.array([stop - first])))
+        return between(pages, first, stop)
 
     def clip(self, pages: PageSet) -> tuple[Int64s, Int64s]:
         """Cut the runs of a set to the window, to the byte; gives addresses and lengths."""

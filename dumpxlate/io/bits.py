@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -10,10 +11,20 @@ from dumpxlate.io.source import check_range
 from dumpxlate.pageset import PageRuns
 
 if TYPE_CHECKING:
-    from dumpxlate.arrays import Int64s, UInt64s
+    from dumpxlate.arrays import Int64s, UInt16s, UInt64s
     from dumpxlate.io.source import Source
 
-__all__ = ["BLOCK", "BLOCK_BITS", "BLOCK_BYTES", "ArrayBits", "Bits", "InvertedBits", "JoinedBits", "SourceBits"]
+__all__ = [
+    "BLOCK",
+    "BLOCK_BITS",
+    "BLOCK_BYTES",
+    "ArrayBits",
+    "Bits",
+    "InvertedBits",
+    "JoinedBits",
+    "SourceBits",
+    "counted_before",
+]
 
 BLOCK = 128
 """Words of a block: to know how many bits are set in each takes 256 KiB for 1 TiB of 4 KiB pages."""
@@ -55,8 +66,13 @@ class ArrayBits:
         missing = -len(words) % BLOCK
         if missing:
             words = np.concatenate((words, np.zeros(missing, np.uint64)))
-        self.rows = words.reshape(-1, BLOCK)
-        self.blocks = len(self.rows)
+        self.words = words
+        self.blocks = len(words) // BLOCK
+
+    @cached_property
+    def before(self) -> UInt16s:
+        """Bits that are set before each word in its block."""
+        return counted_before(self.words.reshape(-1, BLOCK)).reshape(-1)
 
     def used(self) -> tuple[Int64s, Int64s]:
         """Give all blocks as one run."""
@@ -64,7 +80,7 @@ class ArrayBits:
 
     def take(self, block: Int64s) -> UInt64s:
         """Bring blocks."""
-        return self.rows[block]
+        return self.words.reshape(-1, BLOCK)[block]
 
 
 class SourceBits:
@@ -152,6 +168,13 @@ class JoinedBits:
         """Bring blocks of both."""
         one, other = self._both
         return one.take(block) | other.take(block)
+
+
+def counted_before(words: UInt64s) -> UInt16s:
+    """Count the bits that are set before each word of a block, for blocks of shape (n, BLOCK)."""
+    counts = np.bitwise_count(words)
+    found: UInt16s = np.cumsum(counts, axis=1, dtype=np.uint16) - counts
+    return found
 
 
 def _everything(blocks: int) -> tuple[Int64s, Int64s]:

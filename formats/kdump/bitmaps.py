@@ -22,6 +22,7 @@ __all__ = ["bits_at", "packed", "ram_bitmap", "stored_bitmap"]
 _RESIDENT = 8 << 20
 """Bytes of a bitmap that is kept in memory: 256 GiB of 4 KiB pages. Of a longer one blocks are read when asked for."""
 _CHUNK = 1 << 23  # pfns, 1 MiB of bitmap
+_LISTED = 1 << 20  # of pages that have to be listed
 
 
 def bits_at(part: Part, at: int) -> SourceBits:
@@ -62,8 +63,8 @@ def _packed_bitmap(pages: PageBitmap) -> Iterator[UInt64s]:
 
 
 def _packed_members(pages: PageSet) -> Iterator[UInt64s]:
-    for at in range(0, pages.stop, _CHUNK):
-        members = mask(pages, at, at + min(_CHUNK, -(-(pages.stop - at) // 64) * 64))
+    for at in range(0, pages.stop, _LISTED):
+        members = mask(pages, at, at + min(_LISTED, -(-(pages.stop - at) // 64) * 64))
         yield np.packbits(members, bitorder="little").view("<u8")
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dumpxlate.bitmap import PageBitmap
 from dumpxlate.formats.kdump.header import Part
 from dumpxlate.formats.kdump.layout import (
     INVALID_CODEC,
@@ -30,6 +31,7 @@ from dumpxlate.formats.kdump.layout import (
     codecs_of_flags,
 )
 from dumpxlate.formats.kdump.parts import gaps
+from dumpxlate.io.bits import SourceBits
 from dumpxlate.structs import dtype_of, parse, size_of
 
 if TYPE_CHECKING:
@@ -166,23 +168,32 @@ def _parts(source: Source, table: _Table, size: int) -> Iterator[Part]:
     if table.at % size or table.largest > size or table.raw not in (0, size):
         return
     blocks = table.at // size
-    words = np.frombuffer(source.view(0, table.at), "<u8").reshape(blocks, -1)
-    bits = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
-    behind = np.concatenate((np.cumsum(bits[::-1])[::-1], [0]))
+    everything = PageBitmap(SourceBits(source, 0, table.at))
+    before = everything.rank(np.arange(blocks + 1, dtype=np.int64) * size * 8)
     for sub in range(1, blocks - 2):
         length, odd = divmod(blocks - 1 - sub, 2)
-        if odd or not length or behind[blocks - length] != table.count:
+        if odd or not length or before[-1] - before[blocks - length] != table.count:
             continue
-        ram, stored = words[1 + sub : 1 + sub + length], words[1 + sub + length :]
-        if not (stored & ~ram).any():
-            yield _part(source, table, size, sub, ram)
+        stored_at = (blocks - length) * size
+        ram, stored = (
+            PageBitmap(SourceBits(source, at, length * size)) for at in (stored_at - length * size, stored_at)
+        )
+        if stored.is_within(ram):
+            yield _part(source, table, size, sub, length, ram.stop)
 
 
-def _part(source: Source, table: _Table, size: int, sub_blocks: int, ram: NDArray[np.uint64]) -> Part:
-    """Make up the header that a file must have had; the sub header may still be there."""
-    sub = _sub_header(source, table.endian, size, sub_blocks, len(ram) * size * 8)
-    last = int(np.flatnonzero(ram.reshape(-1))[-1])
-    highest = last * 64 + int(ram.reshape(-1)[last]).bit_length()
+def _part(source: Source, table: _Table, size: int, sub_blocks: int, length: int, highest: int) -> Part:
+    """Make up the header that a file must have had; the sub header may still be there.
+
+    Args:
+        source: the file.
+        table: its descriptors.
+        size: bytes of a block.
+        sub_blocks: blocks of the sub header.
+        length: blocks of each bitmap.
+        highest: one past the last page of RAM.
+    """
+    sub = _sub_header(source, table.endian, size, sub_blocks, length * size * 8)
     mapnr = sub.max_mapnr_64 or highest
     blank: Any = dict.fromkeys((field.name for field in fields(DiskDumpHeader64)), 0)
     blank |= dict.fromkeys((*_TEXTS, "pad"), b"")
@@ -193,11 +204,11 @@ def _part(source: Source, table: _Table, size: int, sub_blocks: int, ram: NDArra
             "header_version": LAST_VERSION,
             "block_size": size,
             "sub_hdr_size": sub_blocks,
-            "bitmap_blocks": 2 * len(ram),
+            "bitmap_blocks": 2 * length,
             "max_mapnr": min(mapnr, 0xFFFFFFFF),
         }
     )
-    return Part(source, table.endian, header, sub, mapnr, len(ram) * size, single_bitmap=False, recovered=_LOST)
+    return Part(source, table.endian, header, sub, mapnr, length * size, single_bitmap=False, recovered=_LOST)
 
 
 def _sub_header(source: Source, endian: Endian, size: int, blocks: int, most: int) -> KdumpSubHeader64:

@@ -15,7 +15,7 @@ from dumpxlate.formats.kdump.layout import FLAG_OF_CODEC, PageDesc
 from dumpxlate.formats.kdump.plan import Extent, make_plan
 from dumpxlate.formats.kdump.table import ROW
 from dumpxlate.pages import CodecId, PageState
-from dumpxlate.pageset import PageRuns, intersection
+from dumpxlate.pageset import between
 from dumpxlate.structs import dtype_of
 from dumpxlate.window import Window
 
@@ -63,7 +63,7 @@ class KdumpWriter:
         self.codec, self.accepts = _choose_codec(dump.pages, options.compress)
         max_mapnr = max(self._ram.stop, self._stored.stop)
         part = _part(self._stored, options.part, max_mapnr) if options.part else None
-        self.pages: PageSet = _between(self._stored, *part) if part else self._stored
+        self.pages: PageSet = between(self._stored, *part) if part else self._stored
         codec = self.codec.id if self.codec else CodecId.RAW
         self._plan = make_plan(dump, Extent(max_mapnr, self.pages.count, part), codec)
         self._row = 0
@@ -125,11 +125,6 @@ class KdumpWriter:
             self._sink.append([plan.eraseinfo])
         if plan != self._plan:
             self._sink.write_at(0, plan.head())
-
-
-def _between(pages: PageSet, start: int, stop: int) -> PageSet:
-    """Give the members from one pfn up to another."""
-    return intersection(pages, PageRuns.from_runs(np.array([start]), np.array([stop - start])))
 
 
 def _part(pages: PageSet, part: tuple[int, int], max_mapnr: int) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def test_a_mapped_bitmap_is_not_copied() -> None:
     with mmap.mmap(-1, 1 << 16) as mapped:
         view = memoryview(mapped)
         pages = PageBitmap.from_bytes(view)
-        assert np.shares_memory(pages.bits.rows, np.frombuffer(view, np.uint8))
+        assert np.shares_memory(pages.bits.words, np.frombuffer(view, np.uint8))
         mapped[5] = 2
         assert pages.contains(ints([41])).tolist() == [True]
         del pages

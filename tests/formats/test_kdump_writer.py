@@ -471,6 +471,7 @@ PIECE = 8192
 )  # fmt: skip
 def test_bitmaps_in_pieces(monkeypatch: pytest.MonkeyPatch, kind: str, numbers: Any) -> None:
     monkeypatch.setattr(bitmaps, "_CHUNK", PIECE)
+    monkeypatch.setattr(bitmaps, "_LISTED", PIECE)
     size = 4 * PIECE // 8
     pages: Any = pages_of(*numbers)
     if kind == "bitmap":
