@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from dumpxlate.arrays import runs
 from dumpxlate.io.source import check_range
 from dumpxlate.pageset import PageRuns
 
@@ -113,15 +114,16 @@ class SourceBits:
         return PageRuns.from_runs(low, high - low).runs()
 
     def take(self, block: Int64s) -> UInt64s:
-        """Read blocks."""
-        begin = block * BLOCK_BYTES
-        size = np.minimum(BLOCK_BYTES, self._length - begin)
+        """Read blocks, those that follow each other at once."""
+        first, count = runs(block)
+        begin = block[first] * BLOCK_BYTES
+        size = np.minimum(count * BLOCK_BYTES, self._length - begin)
         body, place = self._source.gather(self._at + begin, size.astype(np.int32))
-        if (place[1:] - place[:-1] == BLOCK_BYTES).all() and size[-1] == BLOCK_BYTES:
+        if (place[1:] - place[:-1] == size[:-1]).all() and size.sum() == len(block) * BLOCK_BYTES:
             return np.frombuffer(body, "<u8", len(block) * BLOCK, int(place[0])).reshape(-1, BLOCK)
         words = np.zeros((len(block), BLOCK), np.uint64)
-        for row, at, length in zip(words.view(np.uint8), place.tolist(), size.tolist(), strict=True):
-            row[:length] = np.frombuffer(body, np.uint8, length, at)
+        for row, length, at in zip(first.tolist(), size.tolist(), place.tolist(), strict=True):
+            words[row:].reshape(-1).view(np.uint8)[:length] = np.frombuffer(body, np.uint8, length, at)
         return words
 
 
