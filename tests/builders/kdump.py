@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["HEADERS", "UTSNAME", "bitmap", "build", "parts", "sparse_huge", "split_set", "sub_slots"]
+__all__ = ["HEADERS", "UTSNAME", "bitmap", "build", "far", "parts", "sparse_huge", "split_set", "sub_slots"]
 
 _UTSNAME = fields("sysname nodename release version machine domainname", "65s")
 _NUMBERS = fields(
@@ -281,3 +282,53 @@ def sparse_huge(
             file.seek(data_at + below * page_size)
             file.write(data)
     return path
+
+
+def far(
+    path: Path,
+    pages: Mapping[int, bytes],
+    *,
+    top: int,
+    ram: Iterable[tuple[int, int]],
+    split: tuple[int, int] | None = None,
+    bitmap_blocks: int | None = None,
+    keep: int | None = None,
+) -> Path:
+    """A sparse file of raw pages that lie far apart: bitmaps of ``top`` pages, with holes where no bit is set.
+
+    Args:
+        path: where to.
+        pages: content by pfn.
+        top: max_mapnr.
+        ram: runs (first pfn, count) of the bitmap of RAM.
+        split: the pfns (first, one past the last) of a part: the bitmaps are those of all pages.
+        bitmap_blocks: blocks of both bitmaps if not as many as needed.
+        keep: raw pages that are in the file if not all: the rest was cut off.
+    """
+    half = (bitmap_blocks or 2 * align(align(top, 8) // 8, 4096) // 4096) * 2048
+    sub = {"max_mapnr_64": top}
+    if split:
+        sub |= {"split": 1, "start_pfn_64": split[0], "end_pfn_64": split[1]}
+    header = {"bitmap_blocks": half // 2048, "max_mapnr": min(top, 0xFFFFFFFF)}
+    head = parts(Guest(pages={0: bytes(4096)}), codec="raw", header=header, sub=sub)
+    bits_at = head[3][0]
+    held = [pfn for pfn in sorted(pages) if split is None or split[0] <= pfn < split[1]]
+    table_at = bits_at + 2 * half
+    data_at = table_at + 24 * len(held)
+    table = b"".join(struct.pack("<QIIQ", data_at + 4096 * row, 4096, 0, 0) for row in range(len(held)))
+    data = b"".join(pages[pfn] for pfn in held)
+    bits = [(bits_at + at, piece) for at, piece in _bitmap_pieces(ram)]
+    bits += [(bits_at + half + at, piece) for at, piece in _bitmap_pieces(runs(sorted(pages)))]
+    end = data_at + 4096 * (len(held) if keep is None else keep)
+    return write_sparse(path, end, [*head[:3], *bits, (table_at, table), (data_at, data[: end - data_at])])
+
+
+def _bitmap_pieces(pfn_runs: Iterable[tuple[int, int]]) -> list[tuple[int, bytes]]:
+    """The (offset, bytes) of a bitmap, in pieces of 4096 bytes that have a bit."""
+    each = 8 * 4096
+    of_piece: dict[int, list[tuple[int, int]]] = {}
+    for first, count in pfn_runs:
+        for piece in range(first // each, (first + count - 1) // each + 1):
+            low, high = max(first, piece * each), min(first + count, (piece + 1) * each)
+            of_piece.setdefault(piece, []).append((low - piece * each, high - low))
+    return [(piece * 4096, bitmap(inside, 4096)) for piece, inside in of_piece.items()]

@@ -20,7 +20,7 @@ import dumpxlate
 from dumpxlate import errors
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.format import OpenOptions
-from dumpxlate.formats.kdump import FORMAT
+from dumpxlate.formats.kdump import FORMAT, bitmaps
 from dumpxlate.io.joined import ConcatenatedSource
 from dumpxlate.io.source import BytesSource, PreadFile
 from dumpxlate.pages import PageState
@@ -55,6 +55,16 @@ def guest() -> Guest:
     return small_guest()
 
 
+@pytest.fixture(params=["kept", "read"])
+def bitmaps_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bitmaps in memory, as those of small dumps are; and read by blocks, as those of huge ones are."""
+    if request.param == "read":
+        monkeypatch.setattr(bitmaps, "_RESIDENT", 0)
+
+
+either_way = pytest.mark.usefixtures("bitmaps_kept")
+
+
 def opened(*files: bytes) -> dumpxlate.Dump:
     return FORMAT.open([BytesSource(data, f"file{at}") for at, data in enumerate(files)], OpenOptions())
 
@@ -82,6 +92,7 @@ def build(guest: Guest, *, layout: str = "64", byte_order: str = "<", **options:
     return kdump.build(guest, layout=layout, byte_order=byte_order, **options)
 
 
+@either_way
 @pytest.mark.parametrize("version", range(7))
 @pytest.mark.parametrize(("layout", "byte_order"), MACHINES)
 def test_every_header(guest: Guest, version: int, layout: str, byte_order: str) -> None:
@@ -237,6 +248,7 @@ def test_file_that_cannot_be_mapped(tmp_path: Path, guest: Guest) -> None:
 # Bitmaps
 
 
+@either_way
 @pytest.mark.parametrize("version", [0, 1, 3])
 def test_diskdump(guest: Guest, version: int) -> None:
     """One bitmap, a status that means something else, and registers where kdump has its sub header."""
@@ -251,6 +263,7 @@ def test_diskdump(guest: Guest, version: int) -> None:
     assert_pages(two, guest)
 
 
+@either_way
 def test_bits_beyond_max_mapnr_are_ignored() -> None:
     guest = Guest(pages={pfn: page(pfn) for pfn in range(100)})
     data = bytearray(kdump.build(guest))
@@ -261,6 +274,7 @@ def test_bits_beyond_max_mapnr_are_ignored() -> None:
     assert_pages(opened(bytes(data)), guest)
 
 
+@either_way
 def test_page_outside_of_ram_is_ram() -> None:
     guest = Guest(pages={pfn: page(pfn) for pfn in (1, 2, 3, 70)})
     assert_pages(opened(kdump.build(guest, ram=[(1, 2)])), guest)
@@ -272,6 +286,7 @@ def test_max_mapnr_64_counts_from_version_6_on(guest: Guest) -> None:
     assert opened(kdump.build(guest, version=5, header={"max_mapnr": 0x120})).attributes["max_mapnr"] == 0x120
 
 
+@either_way
 def test_pfns_beyond_32_bits(tmp_path: Path) -> None:
     low, high = 5, (1 << 32) + 77
     half = align(align(high + 1, 8) // 8, 4096)
@@ -297,6 +312,7 @@ def test_truncated_max_mapnr_of_older_versions(guest: Guest) -> None:
     assert dump.pages.ram.count == len(guest.ram)
 
 
+@either_way
 def test_more_bitmap_than_needed(guest: Guest) -> None:
     assert_pages(opened(kdump.build(guest, bitmap_blocks=80)), guest)
 
@@ -328,6 +344,7 @@ def test_arm_pfns_of_qemu_are_physical() -> None:
 # Split sets
 
 
+@either_way
 @pytest.mark.parametrize("version", [2, 5, 6])
 @pytest.mark.parametrize(("layout", "byte_order"), [("64", "<"), ("packed", "<"), ("natural", ">")])
 def test_parts_in_any_order(guest: Guest, version: int, layout: str, byte_order: str) -> None:
@@ -374,6 +391,7 @@ def test_zero_page_of_a_later_part() -> None:
     assert_pages(dump, guest)
 
 
+@either_way
 def test_part_without_pages(guest: Guest) -> None:
     files = [kdump.build(guest, split=edge) for edge in ((0, 0x180), (0x180, 0x180), (0x180, guest.end_pfn))]
     assert_pages(opened(*files[::-1]), guest)
@@ -382,6 +400,7 @@ def test_part_without_pages(guest: Guest) -> None:
     assert empty.damage
 
 
+@either_way
 def test_missing_part_is_told(guest: Guest) -> None:
     edges = [(0, 0x20), (0x20, 0x120), (0x120, guest.end_pfn)]
     files = [kdump.build(guest, split=edge) for edge in edges]
@@ -430,6 +449,7 @@ def test_parts_of_different_dumps(guest: Guest, other: dict[str, Any], what: str
         opened(one, two)
 
 
+@either_way
 def test_parts_with_other_bitmaps(guest: Guest) -> None:
     fewer = guest.but(pages={pfn: data for pfn, data in guest.pages.items() if pfn != 0x130})
     with pytest.raises(errors.CorruptDumpError, match="bitmap differs"):
@@ -457,6 +477,7 @@ def test_part_beyond_the_dump(guest: Guest) -> None:
 # Incomplete and truncated files
 
 
+@either_way
 @pytest.mark.parametrize("written", [0, 1, 100])
 def test_incomplete(guest: Guest, written: int) -> None:
     lost = guest.stored[written:]
@@ -479,6 +500,7 @@ def test_descriptor_of_zeros_nobody_told_of() -> None:
     assert_pages(near, guest, lost=frozenset({4990}))
 
 
+@either_way
 @pytest.mark.parametrize("codec", ["zlib", "raw"])
 def test_truncated_data(codec: str) -> None:
     guest = small_guest(high=False)
@@ -494,6 +516,7 @@ def test_truncated_data(codec: str) -> None:
         assert_pages(dump, guest, lost=lost)
 
 
+@either_way
 def test_truncated_behind_zero_pages() -> None:
     """The last descriptors share one block at the front of the data, which is still there."""
     pages = {pfn: page(pfn, kind="noise") for pfn in range(20)} | {pfn: bytes(4096) for pfn in range(20, 20000)}
@@ -503,6 +526,7 @@ def test_truncated_behind_zero_pages() -> None:
     assert_pages(dump, guest, lost=frozenset({19}))
 
 
+@either_way
 def test_truncated_descriptors(guest: Guest) -> None:
     at = kdump.parts(guest)[4][0]
     dump = opened(kdump.build(guest, truncate=at + 24 * 9 + 23))
@@ -510,6 +534,7 @@ def test_truncated_descriptors(guest: Guest) -> None:
     assert_pages(dump, guest, lost=frozenset(guest.stored))
 
 
+@either_way
 def test_salvage_of_a_truncated_dump(tmp_path: Path, guest: Guest) -> None:
     path = tmp_path / "cut"
     path.write_bytes(kdump.build(guest, codec="raw", truncate=-4096 * 3))

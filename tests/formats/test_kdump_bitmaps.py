@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import dumpxlate
+from dumpxlate.formats.kdump import bitmaps
 from dumpxlate.verify.check import check
 from tests.builders import kdump
 from tests.builders.guest import Guest, small_guest
@@ -27,6 +28,13 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"codec": "lzo", "byte_order": ">", "utsname": {"machine": b"s390x"}},
     {"codec": "zstd", "layout": "packed", "utsname": {"machine": b"i686"}},
 )
+
+
+@pytest.fixture(params=["kept", "read"], autouse=True)
+def bitmaps_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bitmaps in memory, as those of small dumps are; and read by blocks, as those of huge ones are."""
+    if request.param == "read":
+        monkeypatch.setattr(bitmaps, "_RESIDENT", 0)
 
 
 def lose_a_bit(bits: bytearray) -> None:
