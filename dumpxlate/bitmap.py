@@ -28,6 +28,8 @@ _TAKEN = 1 << 10
 """Blocks that are brought in one go: 1 MiB."""
 _ASKED = 1 << 14
 """Pages that are looked up in one go, each of them maybe in a block of its own."""
+_KEPT = 64
+"""Blocks that are kept until others are brought: who lists pages asks for them again at once."""
 _MOST_RUNS = 1 << 26
 """Runs that are listed: 1 GiB of them. What a machine has are some hundreds, but bits may alternate."""
 
@@ -40,10 +42,11 @@ class PageBitmap:
         stop: pfns from here on are no members, whatever their bit says.
     """
 
-    __slots__ = ("__dict__", "_limit", "bits")
+    __slots__ = ("__dict__", "_last", "_limit", "bits")
 
     def __init__(self, bits: Bits, stop: int | None = None) -> None:
         self.bits = bits
+        self._last: tuple[Int64s, UInt64s] = np.zeros(0, np.int64), np.zeros((0, BLOCK), np.uint64)
         self._limit = bits.blocks * BLOCK_BITS if stop is None else min(stop, bits.blocks * BLOCK_BITS)
 
     @classmethod
@@ -98,6 +101,15 @@ class PageBitmap:
         """
         if isinstance(self.bits, ArrayBits):
             return self._masked(block)
+        last, words = self._last
+        if len(last) == len(block) and (last == block).all():
+            return words
+        words = self._brought(block)
+        if len(block) <= _KEPT:
+            self._last = block, words
+        return words
+
+    def _brought(self, block: Int64s) -> UInt64s:
         count = self._before[block + 1] - self._before[block]
         mixed = (count > 0) & (count < BLOCK_BITS)
         if mixed.all() and len(block):
@@ -118,18 +130,17 @@ class PageBitmap:
             )
         return words
 
-    def _words_at(self, pfn: Int64s) -> tuple[UInt64s, Int64s]:
-        """Find the word of each pfn, and how many members its block has before this word.
+    def _words_of(self, pfn: Int64s) -> tuple[UInt64s, Int64s]:
+        """Give words, shape (w,), and which of them is that of each pfn.
 
-        Words in memory are looked up one by one. Of others a block is brought, which neighbours share.
+        Words in memory are all there. Of others blocks are brought, one for neighbours that share it.
         """
         if isinstance(self.bits, ArrayBits):
-            word = pfn >> 6
-            return self.bits.words[word], self.bits.before[word].astype(np.int64)
-        block, word = pfn // BLOCK_BITS, pfn // 64 % BLOCK
+            return self.bits.words, pfn >> 6
+        block = pfn // BLOCK_BITS
         opens = np.append(True, block[1:] != block[:-1])
-        words, row = self.words(block[opens]), np.cumsum(opens) - 1
-        return words[row, word], counted_before(words)[row, word].astype(np.int64)
+        row = np.cumsum(opens) - 1
+        return self.words(block[opens]).reshape(-1), row * BLOCK + pfn // 64 % BLOCK
 
     @property
     def count(self) -> int:
@@ -147,7 +158,8 @@ class PageBitmap:
         for piece in self._pieces(len(pfn)):
             inside = (pfn[piece] >= 0) & (pfn[piece] < self._limit)
             at = np.where(inside, pfn[piece], 0)
-            bits = self._words_at(at)[0] >> (at & 63).astype(np.uint64)
+            words, index = self._words_of(at)
+            bits = words[index] >> (at & 63).astype(np.uint64)
             found[piece] = inside & (bits & np.uint64(1)).astype(bool)
         return found
 
@@ -156,10 +168,11 @@ class PageBitmap:
         ranks = np.zeros(len(pfn), np.int64)
         for piece in self._pieces(len(pfn)):
             at = np.clip(pfn[piece], 0, self._limit - 1)
-            words, before = self._words_at(at)
+            words, index = self._words_of(at)
+            before = self.bits.before if isinstance(self.bits, ArrayBits) else counted_before(words)
             bits = (at & 63).astype(np.uint64)
-            inside = np.bitwise_count(words & ((np.uint64(1) << bits) - np.uint64(1)))
-            ranks[piece] = self._before[at // BLOCK_BITS] + before + inside
+            inside = np.bitwise_count(words[index] & ((np.uint64(1) << bits) - np.uint64(1)))
+            ranks[piece] = self._before[at // BLOCK_BITS] + before[index] + inside
         ranks[pfn >= self._limit] = self.count
         return ranks
 

@@ -73,7 +73,7 @@ class ArrayBits:
     @cached_property
     def before(self) -> UInt16s:
         """Bits that are set before each word in its block."""
-        return counted_before(self.words.reshape(-1, BLOCK)).reshape(-1)
+        return counted_before(self.words)
 
     def used(self) -> tuple[Int64s, Int64s]:
         """Give all blocks as one run."""
@@ -173,10 +173,10 @@ class JoinedBits:
 
 
 def counted_before(words: UInt64s) -> UInt16s:
-    """Count the bits that are set before each word of a block, for blocks of shape (n, BLOCK)."""
-    counts = np.bitwise_count(words)
+    """Count the bits that are set before each word in its block, for the words of whole blocks, shape (w,)."""
+    counts = np.bitwise_count(words).reshape(-1, BLOCK)
     found: UInt16s = np.cumsum(counts, axis=1, dtype=np.uint16) - counts
-    return found
+    return found.reshape(-1)
 
 
 def _everything(blocks: int) -> tuple[Int64s, Int64s]:
