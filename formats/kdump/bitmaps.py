@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bits_at", "packed", "ram_bitmap", "stored_bitmap"]
 
-_RESIDENT = 8 << 20
-"""Bytes of a bitmap that is kept in memory: 256 GiB of 4 KiB pages. Of a longer one blocks are read when asked for."""
+_RESIDENT = 2 << 20
+"""Bytes of a bitmap that is kept in memory: 64 GiB of 4 KiB pages. Of a longer one blocks are read when asked for."""
 _CHUNK = 1 << 23  # pfns, 1 MiB of bitmap
 _LISTED = 1 << 20  # of pages that have to be listed
 
