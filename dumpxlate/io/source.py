@@ -42,7 +42,7 @@ _LARGE = 4 << 20
 """Bytes of a view from which on holes are looked for."""
 
 _LARGEST = 4 << 30
-"""Bytes of a view at most: the bitmap of 128 TiB."""
+"""Bytes of a view at most."""
 
 _RELEASE_EVERY = 64
 """Batches between two times that a mapping's resident pages are given back to the kernel."""
