@@ -15,7 +15,7 @@ from dumpxlate.dump import Space
 from dumpxlate.extents import merge
 from dumpxlate.p2m.map import FrameRuns
 from dumpxlate.pages import CodecId, PageState, PageTable, windows
-from dumpxlate.pageset import PageRuns, difference
+from dumpxlate.pageset import EMPTY, PageRuns, difference, intersection
 from dumpxlate.stores import DeferredStore, IndexedStore
 
 if TYPE_CHECKING:
@@ -170,11 +170,31 @@ def _bare(pages: PageRuns, state: PageState = PageState.EXCLUDED) -> Ranges:
 
 
 def _of_pages(store: PageStore) -> Iterator[Ranges]:
-    """Locate every page of RAM."""
-    ram = store.ram
-    for first, last in windows(ram, store.page_size, size=_ROWS * store.page_size):
-        table = store.locate(ram.select(first, last))
-        yield Ranges.of_table(table, store.place(table))
+    """Locate every page that there is; what was left out between them is put in without a look at each page of it."""
+    stored = store.stored
+    ram = PageRuns(*store.ram.runs()) if store.ram.count > stored.count else EMPTY
+    done = 0
+    for first, last in windows(stored, store.page_size, size=_ROWS * store.page_size):
+        table = store.locate(stored.select(first, last))
+        found = Ranges.of_table(table, store.place(table))
+        left_out = _bare(_left_out(ram, done, table.pfn))
+        if len(left_out):
+            found = Ranges.join(found, left_out)
+            found = found.where(np.argsort(found.start, kind="stable"))
+        yield found
+        done = int(table.pfn[-1]) + 1
+    if ram.stop > done:
+        yield _bare(_left_out(ram, done, np.array([ram.stop], np.int64)))
+
+
+def _left_out(ram: PageRuns, first: int, stored: Int64s) -> PageRuns:
+    """Give the pages of RAM, from one pfn on, that lie before and between ascending pages."""
+    start, count = ram.runs()
+    near = slice(
+        int(np.searchsorted(start + count, first, side="right")), int(np.searchsorted(start, stored[-1], side="left"))
+    )
+    low = np.append(first, stored[:-1] + 1)
+    return intersection(PageRuns(start[near], count[near]), PageRuns.from_runs(low, stored - low))
 
 
 def _joined(pieces: Iterator[Ranges], page_size: int) -> Iterator[Ranges]:

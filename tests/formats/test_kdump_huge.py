@@ -10,7 +10,9 @@ import pytest
 
 import dumpxlate
 from dumpxlate import errors
+from dumpxlate.describe import page_map
 from dumpxlate.format import WriteOptions
+from dumpxlate.formats.kdump.store import KdumpStore
 from dumpxlate.pages import PageState
 from dumpxlate.pipeline import convert
 from tests.builders import kdump
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from dumpxlate.arrays import Int64s
+    from dumpxlate.pages import PageTable
     from dumpxlate.pageset import PageSet
 
 TOP = (1 << 32) + 77
@@ -158,6 +162,33 @@ def test_a_file_that_was_cut_off(folder: Path) -> None:
         convert(dump, folder / "out", "kdump", salvage=True)
     with dumpxlate.open(folder / "out") as dump:
         assert_whole(dump, lost=lost)
+
+
+def test_a_map_asks_for_pages_that_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was left out is known by its ranges: a guest may have billions of such pages."""
+    asked, locate = [], KdumpStore.locate
+
+    def counted(store: KdumpStore, pfn: Int64s) -> PageTable:
+        asked.append(len(pfn))
+        return locate(store, pfn)
+
+    monkeypatch.setattr(KdumpStore, "locate", counted)
+    monkeypatch.setattr(page_map, "_ROWS", 5)
+    path = kdump.far(folder / "in", PAGES, top=TOP, ram=RAM)
+    with dumpxlate.open(path) as dump:
+        found = page_map.map_pages(dump, cells=7)
+        assert sum(asked) == len(HELD)
+        total = sum(count for _, count in RAM)
+        assert found.pages["excluded"] == total - len(HELD)
+        assert found.pages["stored"] + found.pages["zero"] == len(HELD)
+        states = [PageState(state) for state in found.ranges.state.tolist()]
+        ranges = list(zip(found.ranges.start.tolist(), found.ranges.count.tolist(), states, strict=True))
+        left_out = [(first, count) for first, count, state in ranges if state is PageState.EXCLUDED]
+        ram = {pfn for first, count in RAM for pfn in range(first, first + count)}
+        assert left_out == runs(ram - set(HELD))
+        assert [first for first, _, _ in ranges] == sorted(first for first, _, _ in ranges)
+        assert sum(count for _, count, _ in ranges) == TOP
+        assert found.cells.sum() == TOP
 
 
 def test_a_page_outside_of_ram(folder: Path) -> None:
