@@ -32,6 +32,9 @@ BLOCK = 128
 BLOCK_BITS = BLOCK * 64
 BLOCK_BYTES = BLOCK * 8
 
+_NEAR = 64
+"""Blocks of zeros that are not worth to be passed over: a file may be full of small holes."""
+
 
 class Bits(Protocol):
     """Blocks of words, of which bit ``n & 63`` of word ``n >> 6`` is number n (LSB first)."""
@@ -105,13 +108,14 @@ class SourceBits:
         self._length = length
 
     def used(self) -> tuple[Int64s, Int64s]:
-        """Give the blocks that are not in holes from their first byte to their last."""
+        """Give the blocks that are not in holes from their first byte to their last, and what small holes have."""
         stop = self._at + self._length
         start, length = self._source.data_runs(self._at, stop)
         low = np.maximum(start, self._at) - self._at
         high = np.minimum(start + length, stop) - self._at
         low, high = low[low < high] // BLOCK_BYTES, -(-high[low < high] // BLOCK_BYTES)
-        return PageRuns.from_runs(low, high - low).runs()
+        start, count = PageRuns.from_runs(low, high - low + _NEAR).runs()
+        return start, count - _NEAR
 
     def take(self, block: Int64s) -> UInt64s:
         """Read blocks, those that follow each other at once."""

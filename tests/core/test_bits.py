@@ -156,13 +156,15 @@ def test_holes_of_both_count() -> None:
         def data_runs(self, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
             return self.runs
 
-    sources = Holey(bytes(8 * BLOCK_BYTES)), Holey(bytes(8 * BLOCK_BYTES))
-    sources[0].runs = ints(0, 5 * BLOCK_BYTES - 1), ints(1, 2)
+    sources = Holey(bytes(500 * BLOCK_BYTES)), Holey(bytes(500 * BLOCK_BYTES))
+    sources[0].runs = ints(0, 201 * BLOCK_BYTES - 1), ints(1, 2)
     sources[1].runs = ints(BLOCK_BYTES), ints(BLOCK_BYTES)
     bits = [SourceBits(source, 0, source.size) for source in sources]
-    assert [column.tolist() for column in bits[0].used()] == [[0, 4], [1, 2]]
-    assert [column.tolist() for column in JoinedBits(*bits).used()] == [[0, 4], [2, 2]]
-    assert [column.tolist() for column in InvertedBits(bits[0]).used()] == [[0], [8]]
+    assert [column.tolist() for column in bits[0].used()] == [[0, 200], [1, 2]]
+    assert [column.tolist() for column in JoinedBits(*bits).used()] == [[0, 200], [2, 2]]
+    assert [column.tolist() for column in InvertedBits(bits[0]).used()] == [[0], [500]]
+    sources[0].runs = ints(0, 10 * BLOCK_BYTES, 499 * BLOCK_BYTES), ints(1, 1, BLOCK_BYTES)
+    assert [column.tolist() for column in bits[0].used()] == [[0, 499], [11, 1]]  # nine blocks are read along
 
 
 @pytest.mark.parametrize(("at", "length"), [(0, len(FILE) + 1), (len(FILE), 1), (-1, 5), (1 << 62, 1 << 62)])
