@@ -9,7 +9,7 @@ import numpy as np
 
 from dumpxlate.bitmap import PageBitmap, words_of_runs
 from dumpxlate.formats.kdump.bitmaps import ram_bitmap
-from dumpxlate.io.bits import InvertedBits
+from dumpxlate.io.bits import BLOCK_BITS, InvertedBits
 from dumpxlate.pages import CodecId, PageState, PageTable, lost_pages
 from dumpxlate.pageset import EMPTY, PageRuns, Picked
 from dumpxlate.stores import fetch_from
@@ -65,12 +65,13 @@ class KdumpStore:
     @cached_property
     def _lost(self) -> PageBitmap:
         """Ranks of the pages in parts that were not given, and of those whose descriptors lead nowhere."""
-        table, end = self._table, np.int64(self._bitmap.count)
+        table, end = self._table, self._bitmap.count
         start = np.append(0, table.first + table.count)
-        words = words_of_runs(start, np.append(table.first, end) - start, int(end))
+        # Whole blocks are not copied: words without a lost page are never written to, and take no memory.
+        words = words_of_runs(start, np.append(table.first, end) - start, -(-end // BLOCK_BITS) * BLOCK_BITS)
         for rank in table.missing():
             np.bitwise_or.at(words, rank >> 6, np.uint64(1) << (rank & 63).astype(np.uint64))
-        return PageBitmap.from_words(words, int(end))
+        return PageBitmap.from_words(words, end)
 
     @cached_property
     def _zero_pages(self) -> Int64s:
