@@ -10,7 +10,7 @@ pages a second in one thread and in two, and a licence that lets anyone install 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from dumpxlate.codecs.lzo import LzoCodec
 from dumpxlate.codecs.raw import RawCodec
@@ -24,7 +24,9 @@ from dumpxlate.pages import CodecId
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LEVELS", "BatchDecoder", "Codec", "available", "codec_for", "from_name", "parse_codec"]
+    from dumpxlate.arrays import UInt8s
+
+__all__ = ["LEVELS", "BatchDecoder", "BatchEncoder", "Codec", "available", "codec_for", "from_name", "parse_codec"]
 
 LEVELS = {CodecId.ZLIB: range(1, 10), CodecId.ZSTD: range(-7, 23)}
 """Levels of the codecs that have any; none given means 1, which is what makedumpfile uses."""
@@ -72,6 +74,19 @@ class BatchDecoder(Protocol):
 
     def decode_many(self, data: Sequence[memoryview], out: Sequence[memoryview]) -> bool:
         """Decode pages each into its own place; False if one of them does not decode, and nothing is said which."""
+        ...
+
+
+@runtime_checkable
+class BatchEncoder(Protocol):
+    """A codec that encodes many pages in one call: with nothing of Python between them, or not even its lock.
+
+    Threads that encode wait for each other's Python: a microsecond of it for each page of ten costs two, since a
+    thread that finds the interpreter's lock taken goes to sleep.
+    """
+
+    def encode_many(self, pages: Sequence[UInt8s]) -> Sequence[Any]:
+        """Encode pages, each a contiguous array: objects with a length and a buffer, whatever the library makes."""
         ...
 
 

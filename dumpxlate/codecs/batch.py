@@ -8,15 +8,17 @@ does a page that does not decode; neither is an exception, and nothing outside t
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumpxlate.codecs import BatchDecoder, codec_for
+from dumpxlate.codecs import BatchDecoder, BatchEncoder, codec_for
 from dumpxlate.errors import CorruptPageError
 from dumpxlate.pages import BATCH_BYTES, CodecId, PageBatch, PageState, PageTable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dumpxlate.arrays import Bools, Int32s, Int64s, UInt8s
     from dumpxlate.codecs import Codec
     from dumpxlate.pages import PageStore
@@ -112,14 +114,15 @@ def encode(batch: PageBatch, codec: Codec, page_size: int) -> PageBatch:
         The stored pages in row order, packed, in a new body.
     """
     batch = _bounded(batch, page_size)
-    table, body = batch.table, batch.body
+    table, body = batch.table, np.frombuffer(batch.body, np.uint8)
     rows = np.flatnonzero(table.state == _STORED)
-    codecs = table.codec[rows]
-    pieces: list[bytes | memoryview] = []
-    for at, size, used in zip(table.offset[rows].tolist(), table.size[rows].tolist(), codecs.tolist(), strict=True):
-        page = body[at : at + size]
-        encoded = page if used else codec.encode(page)
-        pieces.append(encoded if len(encoded) < size else page)
+    codecs, start = table.codec[rows], table.offset[rows]
+    ends = start + table.size[rows]
+    pieces: list[Any] = [body[at:end] for at, end in zip(start.tolist(), ends.tolist(), strict=True)]
+    raw = np.flatnonzero(codecs == _RAW).tolist()
+    for number, data in zip(raw, _encoded(codec, [pieces[number] for number in raw]), strict=True):
+        if len(data) < page_size:
+            pieces[number] = data
     size = table.size.copy()
     size[rows] = np.fromiter(map(len, pieces), np.int32, len(pieces))
     codecs[(codecs == _RAW) & (size[rows] < page_size)] = codec.id
@@ -202,6 +205,13 @@ def substitute(batch: PageBatch, rows: Int64s, pages: UInt8s) -> PageBatch:
     state[rows], codec[rows], size[rows] = _STORED, _RAW, page_size
     offset[rows] = len(body) - pages.size + np.arange(len(rows), dtype=np.int64) * page_size
     return PageBatch(PageTable(table.pfn, state, codec, offset, size), memoryview(body))
+
+
+def _encoded(codec: Codec, pages: Sequence[UInt8s]) -> Sequence[Any]:
+    """Encode pages, in one call where the codec offers that."""
+    if isinstance(codec, BatchEncoder):
+        return codec.encode_many(pages)
+    return [codec.encode(page.data) for page in pages]
 
 
 def _decode_rows(codec: Codec, batch: PageBatch, rows: Int64s, body: UInt8s, slots: Int64s) -> Bools:

@@ -7,15 +7,23 @@ lzallright decodes: safe Rust, permissive licence. It encodes small and slowly; 
 from __future__ import annotations
 
 from importlib import import_module
+from itertools import repeat
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dumpxlate.errors import CorruptPageError, MissingCodecError
 from dumpxlate.pages import CodecId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from dumpxlate.arrays import UInt8s
 
 __all__ = ["LzoCodec"]
+
+_LEVEL, _WITH_HEADER = 1, False
+"""What python-lzo's encoder is asked for."""
 
 
 class LzoCodec:
@@ -29,9 +37,8 @@ class LzoCodec:
             from lzallright import LZOCompressor, LZOError
         except ImportError as error:
             raise MissingCodecError(self.name, "lzallright") from error
-        self._decompress, self._error = LZOCompressor.decompress, LZOError
-        # A compressor for each page: one that threads share makes them wait for each other.
-        self._compress = _fast_encoder() or (lambda page: LZOCompressor().compress(page))
+        self._decompress, self._error, self._compressor = LZOCompressor.decompress, LZOError, LZOCompressor
+        self._fast = _fast_encoder()
 
     def decode(self, data: memoryview | bytes, size: int) -> bytes:
         """Decode one page."""
@@ -53,7 +60,14 @@ class LzoCodec:
 
     def encode(self, page: memoryview) -> bytes:
         """Encode one page."""
-        return self._compress(page)
+        return self.encode_many([np.frombuffer(page, np.uint8)])[0]
+
+    def encode_many(self, pages: Sequence[UInt8s]) -> Sequence[bytes]:
+        """Encode pages."""
+        if self._fast:
+            return list(map(self._fast, pages, repeat(_LEVEL), repeat(_WITH_HEADER)))
+        # A compressor for each page: one that threads share makes them wait for each other.
+        return [self._compressor().compress(page.data) for page in pages]
 
 
 def _longest(size: int) -> int:
@@ -61,9 +75,10 @@ def _longest(size: int) -> int:
     return size + size // 16 + 67
 
 
-def _fast_encoder() -> Callable[[memoryview], bytes] | None:
+def _fast_encoder() -> Callable[[UInt8s, int, bool], bytes] | None:
+    """Find python-lzo's encoder, which takes bytes and arrays as they are, but no memoryview."""
     try:
-        compress: Callable[[bytes, int, bool], bytes] = import_module("lzo").compress
+        compress: Callable[[UInt8s, int, bool], bytes] = import_module("lzo").compress
     except (ImportError, AttributeError):  # any folder called lzo on the path is a module without content
         return None
-    return lambda page: compress(bytes(page), 1, False)  # noqa: FBT003 - False is python-lzo's "no header"
+    return compress

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from dumpxlate.errors import CorruptPageError, MissingCodecError
 from dumpxlate.pages import CodecId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dumpxlate.arrays import UInt8s
 
 __all__ = ["SnappyCodec"]
 
 
 class SnappyCodec:
-    """Snappy by cramjam, straight from buffer to buffer."""
+    """Snappy by cramjam."""
 
     id = CodecId.SNAPPY
     name = "snappy"
@@ -19,7 +26,8 @@ class SnappyCodec:
             from cramjam import DecompressionError, snappy
         except ImportError as error:
             raise MissingCodecError(self.name, "cramjam") from error
-        self._compress, self._decompress = snappy.compress_raw_into, snappy.decompress_raw_into
+        self._compress: Callable[..., Any] = snappy.compress_raw
+        self._decompress = snappy.decompress_raw_into
         self._error = DecompressionError
 
     def decode(self, data: memoryview | bytes, size: int) -> bytes:
@@ -39,5 +47,8 @@ class SnappyCodec:
 
     def encode(self, page: memoryview) -> bytes:
         """Encode one page."""
-        buffer = bytearray(32 + len(page) + len(page) // 6)  # the bound that snappy's own encoder gives
-        return bytes(memoryview(buffer)[: self._compress(page, buffer)])
+        return bytes(self._compress(page))
+
+    def encode_many(self, pages: Sequence[UInt8s]) -> Sequence[Any]:
+        """Encode pages."""
+        return list(map(self._compress, pages))

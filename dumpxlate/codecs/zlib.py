@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import zlib
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from dumpxlate.errors import CorruptPageError
 from dumpxlate.pages import CodecId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from dumpxlate.arrays import UInt8s
 
 __all__ = ["ZlibCodec"]
 
@@ -34,7 +37,7 @@ class ZlibCodec:
 
     def __init__(self, level: int = 1) -> None:
         self._level = level
-        self._compress: Callable[[memoryview, int], bytes | bytearray] = zlib.compress
+        self._compress: Callable[..., bytes | bytearray] = zlib.compress
         self._decompress: Callable[[memoryview | bytes, int], bytes | bytearray] = _inflate
         self._error: type[Exception] = zlib.error
         with contextlib.suppress(ImportError):
@@ -63,6 +66,10 @@ class ZlibCodec:
     def encode(self, page: memoryview) -> bytes:
         """Encode one page."""
         return bytes(self._compress(page, self._level))
+
+    def encode_many(self, pages: Sequence[UInt8s]) -> Sequence[bytes | bytearray]:
+        """Encode pages."""
+        return list(map(self._compress, pages, repeat(self._level)))
 
 
 def _inflate(data: memoryview | bytes, size: int) -> bytes:

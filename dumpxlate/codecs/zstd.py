@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from zstandard import ZstdCompressor, ZstdDecompressor
 
+    from dumpxlate.arrays import UInt8s
+
 __all__ = ["ZstdCodec"]
 
 _UNKNOWN = -1
@@ -41,7 +43,7 @@ class ZstdCodec:
         self._level = level
         self._library = zstandard
         self._content_size, self._error = zstandard.frame_content_size, zstandard.ZstdError
-        self._has_many = "multi_decompress_to_buffer" in zstandard.backend_features
+        self._has_many = {"multi_compress_to_buffer", "multi_decompress_to_buffer"} <= zstandard.backend_features
         self._mine = threading.local()
 
     def decode(self, data: memoryview | bytes, size: int) -> bytes:
@@ -79,6 +81,13 @@ class ZstdCodec:
     def encode(self, page: memoryview) -> bytes:
         """Encode one page."""
         return self._compressor().compress(page)
+
+    def encode_many(self, pages: Sequence[UInt8s]) -> Sequence[Any]:
+        """Encode pages; the interpreter lock is free all the while."""
+        if not self._has_many or not pages:
+            return [self.encode(page.data) for page in pages]
+        found: Any = self._compressor().multi_compress_to_buffer([page.data for page in pages])  # see decode_many
+        return list(found)
 
     def _compressor(self) -> ZstdCompressor:
         try:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dumpxlate.codecs import BatchEncoder
 from dumpxlate.errors import CorruptPageError
 from tests.builders import guest
 
@@ -165,6 +166,18 @@ class CodecContract:
         encoded = codec.encode(memoryview(page))
         assert type(encoded) is bytes
         assert decode(codec, encoded, len(page)) == page
+
+    def test_many_encode_as_each_alone(self, codec: Codec) -> None:
+        """Pages of all kinds, those that do not shrink among them, as arrays that nothing may write to."""
+        if not isinstance(codec, BatchEncoder):
+            pytest.skip("encodes one page at a time")
+        pages = [page for page in ENCODABLE.values() if len(page) == 4096] * 3
+        arrays = [np.frombuffer(page, np.uint8) for page in pages]
+        assert [bytes(one) for one in codec.encode_many(arrays)] == [codec.encode(memoryview(page)) for page in pages]
+        assert list(codec.encode_many([])) == []
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda _: b"".join(codec.encode_many(arrays)), range(8))
+            assert len(set(found)) == 1
 
     def test_mapped_bytes(self, codec: Codec) -> None:
         """The body of a batch is a slice of a read-only mapping, and the output a slice of an array."""

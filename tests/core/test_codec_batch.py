@@ -306,6 +306,27 @@ class TestEncode:
         assert contents(found)[2] == contents(batch)[2]
         assert found.table.offset[0] == 0
 
+    @pytest.mark.parametrize("name", ["zlib", "lzo", "snappy", "zstd", "rle"])
+    @given(kinds=st.lists(st.sampled_from(["named", "noise", "zlib", "zero", "bad"]), max_size=12), gap=st.booleans())
+    def test_mixtures_against_one_page_at_a_time(self, name: str, kinds: list[str], gap: bool) -> None:
+        codec, size = from_name(name), 4096
+        body, rows, wanted = bytearray(b"lead"), [], []
+        for number, kind in enumerate(kinds):
+            page = guest.page(number, size, "noise" if kind == "noise" else "named")
+            data = zlib.compress(page) if kind == "zlib" else page
+            encoded = codec.encode(memoryview(data))
+            if kind in ("zero", "bad"):
+                rows.append((ZERO if kind == "zero" else BAD, 0, -1, 0))
+                wanted.append((rows[-1][0], b""))
+                continue
+            rows.append((STORED, CodecId.ZLIB if kind == "zlib" else CodecId.RAW, len(body), len(data)))
+            body += data + b"gap" * gap
+            wanted.append((STORED, encoded if kind != "zlib" and len(encoded) < size else data))
+        found = encode(make(rows, bytes(body)), codec, size)
+        assert contents(found) == wanted
+        assert len(found.body) == sum(len(data) for _, data in wanted), "packed"
+        assert_sound(found)
+
     def test_nothing(self) -> None:
         found = encode(make([(ZERO, 0, -1, 0)], b""), from_name("zlib"), PS)
         assert (contents(found), len(found.body)) == ([(ZERO, b"")], 0)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from dumpxlate.codecs import BatchDecoder, Codec, available, codec_for, from_name, parse_codec
+from dumpxlate.codecs import BatchDecoder, BatchEncoder, Codec, available, codec_for, from_name, parse_codec
 from dumpxlate.codecs.lzo import LzoCodec
 from dumpxlate.codecs.raw import RawCodec
 from dumpxlate.codecs.rle import RleCodec
@@ -304,6 +304,14 @@ class TestZstd(CodecContract):
         assert codec.decode_many([good] * 3, slots), "a failure must not stay in the decompressor"
         assert out == MIXED * 3
 
+    def test_without_the_libraries_own_batches(self, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+        """zstandard's fallback on cffi has none of them."""
+        assert isinstance(codec, BatchEncoder)
+        pages = [np.frombuffer(page, np.uint8) for page in (MIXED, NOISE)]
+        one_by_one = [bytes(one) for one in codec.encode_many(pages)]
+        monkeypatch.setattr(codec, "_has_many", False)
+        assert codec.encode_many(pages) == one_by_one
+
     def test_each_thread_has_its_own_tools(self) -> None:
         """A (de)compressor of zstandard must not be used by two threads at once."""
         codec = ZstdCodec()
@@ -438,4 +446,11 @@ class TestLookup:
         fake.compress = lambda page, level, header: b"%d %d %d" % (len(page), level, header)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "lzo", fake)
         assert LzoCodec().encode(memoryview(NAMED)) == b"4096 1 0"
-        assert decode(LzoCodec(), LZO_1, PS) == MIXED
+        codec = LzoCodec()
+        assert isinstance(codec, BatchEncoder)
+        assert codec.encode_many([np.zeros(PS, np.uint8), np.zeros(64, np.uint8)]) == [b"4096 1 0", b"64 1 0"]
+        assert decode(codec, LZO_1, PS) == MIXED
+
+    def test_what_writes_dumps_encodes_by_the_batch(self) -> None:
+        named = {id.name for id in CodecId if isinstance(codec_for(id), BatchEncoder)}
+        assert named == {"ZLIB", "LZO", "SNAPPY", "ZSTD"}
