@@ -95,13 +95,21 @@ class KdumpStore:
 
     def _located(self, pfn: Int64s) -> PageTable:
         """Look up pages that the file says it has; one whose bytes it lacks nevertheless is a bad page."""
-        found = self._table.find(self._bitmap.rank(pfn))
+        found = self._table.find(self._ranks(pfn))
         state, offset, size = found.state, found.offset, found.size
         state[state == PageState.EXCLUDED] = PageState.BAD
         for at in self._zero_pages.tolist():
             shared = (offset == at) & (found.codec == CodecId.RAW)
             state[shared], offset[shared], size[shared] = PageState.ZERO, -1, 0
         return PageTable(pfn, state, found.codec, offset, size)
+
+    def _ranks(self, pfn: Int64s) -> Int64s:
+        """Give the ranks of pages that have a descriptor: mostly they are all that there are from first to last."""
+        if len(pfn) and (pfn[1:] > pfn[:-1]).all():
+            first, last = self._bitmap.rank(pfn[[0, -1]]).tolist()
+            if last - first == len(pfn) - 1:
+                return np.arange(first, last + 1, dtype=np.int64)
+        return self._bitmap.rank(pfn)
 
     def fetch(self, table: PageTable) -> PageBatch:
         """Bring the bytes of located pages."""

@@ -238,6 +238,17 @@ def test_pages_in_any_order_and_twice(guest: Guest) -> None:
     assert b"".join(map(bytes, dump.read_pages(pfns))) == b"".join(guest.pages[pfn] for pfn in pfns)
 
 
+def test_pages_are_located_alike_in_any_company(guest: Guest) -> None:
+    """Pages that follow each other are looked up by the first and the last; repetitions and gaps may look like it."""
+    store = opened(kdump.build(guest)).pages
+    pfns = [*guest.stored[2:6], guest.stored[-1], guest.end_pfn]
+    alone = {pfn: store.locate(np.array([pfn])) for pfn in pfns}
+    for asked in itertools.product(pfns, repeat=3):
+        found = store.locate(np.array(asked))
+        for column in ("pfn", "state", "codec", "offset", "size"):
+            assert getattr(found, column).tolist() == [getattr(alone[pfn], column)[0] for pfn in asked], asked
+
+
 def test_file_that_cannot_be_mapped(tmp_path: Path, guest: Guest) -> None:
     path = tmp_path / "kdump"
     path.write_bytes(kdump.build(guest, codec=["zlib", "raw", "lzo"]))
