@@ -12,7 +12,7 @@ import numpy as np
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import ordered_map
 from dumpxlate.errors import CorruptPageError
-from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable, windows
+from dumpxlate.pages import BATCH_BYTES, CodecId, PageBatch, PageState, PageTable, windows
 from dumpxlate.verify.missing import BadRuns, bad_runs
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ _LISTED = 1000
 _FEW_SPANS = 16
 """Up to so many pieces a batch is written straight from the input; beyond, gathering them first is faster."""
 
+_PASSED_BYTES = 2 * BATCH_BYTES
+"""Guest memory in a batch of compressed pages that go on as they are: little is done for a batch but look it up."""
+
 
 @dataclass(slots=True)
 class Pump:
@@ -47,7 +50,9 @@ class Pump:
         """Write everything that the writer wants and has not yet; ``done`` pages it has."""
         size = self.store.page_size
         meter.add(done * size)
-        todo = windows(self.writer.pages, size, begin=done)
+        # Beside raw pages those of the source's codecs are accepted where there are any, and only there.
+        wide = _PASSED_BYTES if self.writer.accepts > {CodecId.RAW} else BATCH_BYTES
+        todo = windows(self.writer.pages, size, size=wide, begin=done)
         with contextlib.closing(ordered_map(self.prepare, todo, threads=threads)) as prepared:
             for batch in prepared:
                 self.write(batch)
