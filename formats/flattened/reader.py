@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["check_header", "open_flattened"]
 
 _HEAD = size_of(MakedumpfileDataHeader)
-_SIZE_AT = 8
-_SIZE = struct.Struct(">q")
-_WINDOW = 256 << 10
-"""Bytes of the stream that are brought at once: reading over short records costs less than a call for each."""
+_RECORD = struct.Struct(">qq")
+_MANY, _FEW, _LONG = 256 << 10, 4 << 10, 16 << 10
+"""Bytes of the stream that are brought at once: where records are shorter than _LONG, reading over them costs less than
+a call for each. makedumpfile's have 64 KiB, and shorter ones between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,43 +99,36 @@ def check_header(source: Source) -> None:
 def _records(source: Source) -> _Records:
     """Walk over the record headers; a broken one ends the walk, since nothing tells where the next would be."""
     found = array("q")
-    offsets: list[Int64s] = []
-    at, ended = MAX_SIZE_MDF_HEADER, False
+    at, window, ended = MAX_SIZE_MDF_HEADER, _MANY, False
     while not ended and at + _HEAD <= source.size:
-        length = min(_WINDOW, source.size - at)
-        body, moved = source.gather(np.array([at]), np.array([length], np.int32))
-        shift, known = int(moved[0]) - at, len(found)
-        at, ended = _walk(body, shift, at, at + length - _HEAD, found)
-        offsets.append(_words_at(body, np.array(found[known:], np.int64) + shift))
-    start = np.array(found, np.int64)
-    offset = np.concatenate([np.empty(0, np.int64), *offsets])
-    size = np.diff(start, append=min(at, _FAR)) - _HEAD
-    return _usable(source, offset, start + _HEAD, size, _ending(source, at) if ended else _CUT)
+        begin, known = at, len(found)
+        body = source.view(begin, min(window, source.size - begin))
+        length, ended = _walk(body, found)
+        at += length
+        window = _FEW if length > (len(found) - known) // 2 * _LONG else _MANY
+    offset, size = np.array(found, np.int64).reshape(-1, 2).T
+    # Only the last record may claim more than there is; where adding that overflows, taking it off again does too.
+    start = MAX_SIZE_MDF_HEADER + np.cumsum(size + _HEAD) - size
+    return _usable(source, offset, start, size, _ending(source, at) if ended else _CUT)
 
 
-_FAR = 1 << 62
 _CUT = "truncated: the end marker of the flattened file is missing"
 
 
-def _walk(body: memoryview, shift: int, at: int, last: int, found: array[int]) -> tuple[int, bool]:
-    """Note where records begin, until one begins behind ``last`` or has no size; gives that place, and whether."""
-    read, note = _SIZE.unpack_from, found.append
-    shift += _SIZE_AT
+def _walk(body: memoryview, found: array[int]) -> tuple[int, bool]:
+    """Note offset and size of each record that a body begins with; gives where the next one begins.
+
+    That is behind the body, or the record has no size, of which the second value tells.
+    """
+    read, note = _RECORD.unpack_from, found.extend
+    at, last = 0, len(body) - _HEAD
     while at <= last:
-        (size,) = read(body, at + shift)
-        if size <= 0:
+        record = read(body, at)
+        if record[1] <= 0:
             return at, True
-        note(at)
-        at += size + _HEAD
+        note(record)
+        at += record[1] + _HEAD
     return at, False
-
-
-def _words_at(body: memoryview, at: Int64s) -> Int64s:
-    """Read the big-endian words at any places of a body."""
-    if not len(at):
-        return at
-    words = np.ndarray((len(body) - 7,), ">i8", body, 0, (1,))
-    return words[at].astype(np.int64)
 
 
 def _ending(source: Source, at: int) -> str | None:

@@ -190,6 +190,21 @@ def test_any_records_make_what_a_bytearray_makes(
     assert not any(model[at] for at in range(len(model)) if at not in held)
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([1, 1500, 4064, 4080, 16_383, 65_536, 262_127, 262_128, 300_000]), max_size=24))
+def test_records_of_any_length_follow_each_other(sizes: list[int]) -> None:
+    """Headers are read many at once where records are short, and few where they are long: none is missed."""
+    sizes = [*sizes, 40, 65_000, *range(1, 60)]
+    end = np.cumsum(sizes).tolist()
+    records = [
+        (high - size, bytes([number % 255 + 1]) * size)
+        for number, (size, high) in enumerate(zip(sizes, end, strict=True))
+    ]
+    inner = unwrap(wrapped(records))
+    assert inner.complaint is None
+    assert inner.view() == b"".join(data for _, data in records)
+
+
 def test_many_records_are_indexed_in_arrays() -> None:
     """Two streams of records that alternate, as QEMU flushes descriptors and pages."""
     count = 20_000
