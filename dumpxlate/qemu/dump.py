@@ -30,6 +30,8 @@ __all__ = ["open_stream"]
 _ELF_NOTE = 1
 """Kind of what a guest gives the vmcoreinfo device: an ELF note (qemu docs/specs/vmcoreinfo.rst)."""
 
+_RUNS_TOLD = 4
+
 _IGNORE = "x-ignore-shared"
 
 
@@ -60,7 +62,9 @@ def open_stream(
         stream.remarks.append("registers are not read: the processors' states are not there, or not described")
     step = stream.page_size if table.mapped else stream.page_size + 8
     cut = bool(stream.damage or stream.flushes)
-    pages = StreamStore(source, stream.page_size, step, stream.log, layout.placements, table.base, cut=cut)
+    pages = StreamStore(
+        source, stream.page_size, step, stream.log, layout.placements, table.base, cut=cut, gaps=stream.gaps
+    )
     _complain(stream, table, layout, pages)
     vmcoreinfo = _vmcoreinfo(states, pages, endian, stream.remarks)
     return Dump(
@@ -94,6 +98,8 @@ def _vmcoreinfo(
 
 def _complain(stream: Stream, table: BlockTable, layout: GuestLayout, pages: StreamStore) -> None:
     """Say which memory is missing."""
+    if pages.newer:
+        stream.damage.append(_older(pages))
     names = [block.name for block in table.blocks]
     if stream.flushes and pages.unsent:
         stream.damage.append(
@@ -114,6 +120,19 @@ def _complain(stream: Stream, table: BlockTable, layout: GuestLayout, pages: Str
         )
     if not stream.machine:
         stream.remarks.append(f"the stream names no type of machine: taken for {layout.board.name}")
+
+
+def _older(pages: StreamStore) -> str:
+    """Say which pages may have changed later than the file tells."""
+    start, count = (column[:_RUNS_TOLD].tolist() for column in pages.older.runs())
+    size, more = pages.page_size, len(pages.older.runs()[0]) > _RUNS_TOLD
+    where = ", ".join(
+        f"{first * size:#x} to {(first + length) * size:#x}" for first, length in zip(start, count, strict=True)
+    )
+    return (
+        f"up to {pages.newer:,} of {pages.older.count:,} pages may be as they were before: newer copies of them may be "
+        f"lost with what is passed over ({where}{', ...' if more else ''})"
+    )
 
 
 def _is_memory(name: str) -> bool:

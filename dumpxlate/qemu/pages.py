@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from dumpxlate.pageset import PageSet
     from dumpxlate.qemu.layout import Placement
     from dumpxlate.qemu.records import RecordLog
+    from dumpxlate.qemu.resync import Gap
 
 __all__ = ["StreamStore", "Winners", "winners"]
 
 _MADE = 1 << 60
 """Offsets from here on are those of pages that are made when they are asked for."""
+
+_COLUMNS = ("start", "count", "row", "skip")
+_SHORTEST_RECORD = 9
+_MOST_WORK = 1 << 25
+"""Runs that are looked at for what a damaged part may have held."""
 
 _GAP = 64
 """Bytes between two pages that are read with them: there is a record's head between most."""
@@ -61,6 +67,11 @@ class Winners:
         start += before
         return Winners(start + shift, stop - start, self.row[first:last], skip + before, 0)
 
+    def older(self, row: int) -> Winners:
+        """Keep those that stand before a run of the log."""
+        used = self.row < row
+        return Winners(self.start[used], self.count[used], self.row[used], self.skip[used], 0)
+
 
 def winners(log: RecordLog, *, without: Kind | None = None) -> Winners:
     """Find the last copy of each page.
@@ -76,6 +87,36 @@ def winners(log: RecordLog, *, without: Kind | None = None) -> Winners:
     return Winners(start, length, row, start - page[row], int(count[rows].sum() - length.sum()))
 
 
+def _before_gaps(every: Winners, log: RecordLog, gaps: Sequence[Gap], pages: int) -> tuple[Winners, int]:
+    """Find the pages of which a damaged part of the stream may have held a newer copy.
+
+    QEMU goes through memory in its order, and from its end to its beginning again, so that a damaged part has pages
+    between the one before and the one behind it. No newer copies than it has room for can be lost.
+
+    Returns:
+        The pages, under their numbers through all RAM blocks; and how many of them can be older.
+    """
+    parts, newer, work = [], 0, _MOST_WORK
+    for gap in gaps:
+        if gap.row in (0, len(log)):
+            continue
+        low, high = log.last(gap.row) + 1, log.first(gap.row)
+        ranges = ((low, high),) if low <= high else ((0, high), (low, pages))
+        work -= len(every.start) if low > high else 0
+        if work < 0:  # no real stream: say of all pages that they may be older
+            return every.older(gaps[-1].row), sum(gap.bytes // _SHORTEST_RECORD for gap in gaps)
+        before = [every.clipped(*each, 0).older(gap.row) for each in ranges]
+        newer += min(gap.bytes // _SHORTEST_RECORD, sum(int(part.count.sum()) for part in before))
+        parts += before
+    found = PageRuns.from_runs(_joined([part.start for part in parts]), _joined([part.count for part in parts]))
+    start, count = found.runs()
+    return Winners(start, count, np.zeros_like(start), np.zeros_like(start), 0), newer
+
+
+def _joined(columns: list[Int64s]) -> Int64s:
+    return np.concatenate([np.empty(0, np.int64), *columns])
+
+
 def _placed(found: Winners, placements: Sequence[Placement], base: Sequence[int], page_size: int) -> Winners:
     """Put what counts where it is seen in guest-physical memory."""
     parts = []
@@ -85,10 +126,7 @@ def _placed(found: Winners, placements: Sequence[Placement], base: Sequence[int]
         count = (piece.start + piece.length) // page_size - pfn
         if count > 0:
             parts.append(found.clipped(low, low + count, pfn - low))
-    start, length, row, skip = (
-        np.concatenate([np.empty(0, np.int64), *(getattr(part, name) for part in parts)])
-        for name in ("start", "count", "row", "skip")
-    )
+    start, length, row, skip = (_joined([getattr(part, name) for part in parts]) for name in _COLUMNS)
     order = np.argsort(start, kind="stable")
     return Winners(start[order], length[order], row[order], skip[order], found.repeated)
 
@@ -104,6 +142,11 @@ class StreamStore:
         placements: where the RAM blocks are seen.
         base: number of each block's first page in the log.
         cut: the stream is known not to hold all that was sent, so that pages without a record are lost.
+        gaps: damaged parts that were passed over.
+
+    Attributes:
+        older: pages of which a damaged part may have held a newer copy.
+        newer: how many newer copies the damaged parts had room for.
     """
 
     def __init__(
@@ -116,13 +159,14 @@ class StreamStore:
         base: Sequence[int],
         *,
         cut: bool = False,
+        gaps: Sequence[Gap] = (),
     ) -> None:
         self.page_size = page_size
         self._source, self._step = source, step
         self._kind, self._page, self._count, self._offset = log.columns()
         every = winners(log)
         self.repeated = every.repeated
-        self._patches = _Patches(log, every)
+        self._patches = _Patches(log, every, np.array([gap.row for gap in gaps], np.int64))
         placed = _placed(every, placements, base, page_size)
         kind = self._kind[placed.row]
         zero = (kind == Kind.ZERO) | ((kind == Kind.FILL) & (self._offset[placed.row] == 0))
@@ -135,8 +179,11 @@ class StreamStore:
             np.array([-(-piece.start // page_size) for piece in placements], np.int64),
             np.array([piece.length // page_size for piece in placements], np.int64),
         )
-
         self.lost: PageSet = difference(self.ram, self.stored) if cut else EMPTY
+        older, newer = _before_gaps(every, log, gaps, base[-1])
+        behind = _placed(older, placements, base, page_size)
+        self.older = PageRuns.from_runs(behind.start, behind.count)
+        self.newer = min(newer, self.older.count)
 
     @property
     def unsent(self) -> int:
@@ -219,7 +266,9 @@ class StreamStore:
         """Give a page as it was before its changes."""
         base, skip = self._patches.base(row)
         if base < 0:
-            raise CorruptPageError("changes to a page that was never sent", codec="xbzrle")
+            raise CorruptPageError(
+                "changes to a page that was not sent, or that a damaged part may have changed", codec="xbzrle"
+            )
         kind, offset = int(self._kind[base]), int(self._offset[base])
         if kind == Kind.RAW:
             return bytearray(self._source.view(offset + skip * self._step, self.page_size))
@@ -240,8 +289,9 @@ class StreamStore:
 class _Patches:
     """For pages whose last record is a change: what it changes, and all changes since."""
 
-    def __init__(self, log: RecordLog, every: Winners) -> None:
+    def __init__(self, log: RecordLog, every: Winners, gaps: Int64s) -> None:
         kind, page, _, _ = log.columns()
+        self._gaps = gaps
         row = every.row[kind[every.row] == Kind.DELTA]
         self._row = np.sort(row)
         if not len(row):
@@ -257,8 +307,14 @@ class _Patches:
         self._last = np.searchsorted(page[deltas], page[self._row], side="right")
 
     def base(self, row: int) -> tuple[int, int]:
-        """Give the run that holds the page before its changes, -1 where there is none, and the pages before it."""
+        """Give the run that holds the page before its changes, -1 where there is none, and the pages before it.
+
+        Behind a damaged part, which may have held other changes or another copy, a page is not what it was before it.
+        """
         index = int(np.searchsorted(self._row, row))
+        passed = np.searchsorted(self._gaps, (self._base[index], row), side="right")
+        if passed[0] != passed[1]:
+            return -1, 0
         return int(self._base[index]), int(self._skip[index])
 
     def deltas(self, row: int) -> list[int]:

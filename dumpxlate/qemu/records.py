@@ -20,6 +20,7 @@ import numpy as np
 from dumpxlate.arrays import runs
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.io.window import SlidingWindow
+from dumpxlate.qemu.resync import Gap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +46,7 @@ _FEW = 16
 _FIRST_LOOK, _LONGEST_LOOK = 64, 1 << 16
 """Records that numpy looks at together: few at first, and more as long as they are alike."""
 
+_COUNT = (1 << 56) - 1
 _WORD = struct.Struct(">Q")
 _XBZRLE_HEAD = struct.Struct(">BH")
 _SIZE = 4
@@ -84,6 +86,41 @@ class RecordLog:
         self._rows.frombytes(np.stack((page, count | kind << 56, offset), axis=1).tobytes())
         self._check()
 
+    def __len__(self) -> int:
+        """Number of runs."""
+        return len(self._rows) // 3
+
+    def first(self, row: int) -> int:
+        """Give the first page of a run."""
+        return self._rows[3 * row]
+
+    def last(self, row: int) -> int:
+        """Give the last page of the run before one; -1 if it is the first."""
+        if not row:
+            return -1
+        page, count = self._rows[3 * row - 3], self._rows[3 * row - 2]
+        return page + (count & _COUNT if count >> 56 < Kind.ZLIB else 1) - 1
+
+    def shift(self, row: int, by: int) -> None:
+        """Put a run and all later ones under other numbers."""
+        np.frombuffer(self._rows, np.int64).reshape(-1, 3)[row:, 0] += by
+
+    def highest(self, row: int) -> int:
+        """Give what is behind the highest page of a run and all later ones."""
+        page, count = self._from(row)
+        return int((page + count).max())
+
+    def drop(self, row: int) -> int:
+        """Forget a run and all later ones; gives the pages that they speak of."""
+        pages = int(self._from(row)[1].sum())
+        del self._rows[3 * row :]
+        return pages
+
+    def _from(self, row: int) -> tuple[Int64s, Int64s]:
+        """Give first page and pages of a run and all later ones."""
+        rows = np.frombuffer(self._rows[3 * row :], np.int64).reshape(-1, 3)
+        return rows[:, 0], np.where(rows[:, 1] >> 56 >= Kind.ZLIB, 1, rows[:, 1] & _COUNT)
+
     def _check(self) -> None:
         if len(self._rows) > 3 * _MOST_RUNS:
             raise UnsupportedFeatureError(
@@ -93,7 +130,7 @@ class RecordLog:
     def columns(self) -> tuple[Int64s, Int64s, Int64s, Int64s]:
         """Give kind, first page, count and offset of each run."""
         rows = np.frombuffer(self._rows, np.int64).reshape(-1, 3)
-        return rows[:, 1] >> 56, rows[:, 0], rows[:, 1] & ((1 << 56) - 1), rows[:, 2]
+        return rows[:, 1] >> 56, rows[:, 0], rows[:, 1] & _COUNT, rows[:, 2]
 
 
 @dataclass(slots=True)
@@ -108,6 +145,7 @@ class PageRecords:
         base: number of each block's first page, counted through all blocks.
         log: takes what is found.
         flushes: records that speak of other connections (multifd).
+        at: the record that was begun last; behind the end mark where a section was read to its end.
     """
 
     source: Source
@@ -117,7 +155,11 @@ class PageRecords:
     base: Sequence[int]
     log: RecordLog
     flushes: int = 0
+    at: int = 0
     _block: int = -1
+    _limit: int = 0
+    _shift: int = 0
+    _gap: Gap | None = None
     _look: int = _FIRST_LOOK
     _window: SlidingWindow = field(init=False)
 
@@ -134,6 +176,7 @@ class PageRecords:
             TruncatedDumpError: the file ends before the end mark.
         """
         while True:
+            self.at = at
             view, begin = self._window.at(at, 8)
             word = _WORD.unpack_from(view, begin)[0]
             flags = word & FLAGS
@@ -142,7 +185,8 @@ class PageRecords:
             elif flags == ZERO | CONTINUE:
                 at = self._run(at, word, Kind.ZERO, 9)
             elif flags == EOS:
-                return at + 8
+                self.at = at + 8
+                return self.at
             elif flags == HOOK:
                 at += 8
             elif flags == MULTIFD_FLUSH:
@@ -197,25 +241,25 @@ class PageRecords:
         """Give the page that a word speaks of, the first of some, after a look whether the block has them."""
         address = word & ~FLAGS
         page, rest = divmod(address, self.page_size)
-        if self._block < 0 or rest or page + count > self.pages[self._block]:
+        if rest or page + count > self._limit:
             self._refuse(address, at)
-        return page + self.base[self._block]
+        return page + self._shift
 
     def _checked(self, words: UInt64s, at: int) -> Int64s:
         """Give the pages that words speak of, up to the first that the block has not; at least one."""
         address = words & ~_FLAGS
         page, rest = np.divmod(address, np.uint64(self.page_size))
-        wrong = (page >= np.uint64(self.pages[self._block] if self._block >= 0 else 0)) | (rest != 0)
+        wrong = (page >= np.uint64(self._limit)) | (rest != 0)
         if wrong[0]:
             self._refuse(int(address[0]), at)
         good = int(np.argmax(wrong)) if wrong.any() else len(page)
-        return page[:good].astype(np.int64) + self.base[self._block]
+        return page[:good].astype(np.int64) + self._shift
 
     def _refuse(self, address: int, at: int) -> NoReturn:
-        if self._block < 0:
+        if not self._limit:
             raise CorruptDumpError("goes on with a block, and none was named yet", offset=at, what="page record")
         raise CorruptDumpError(
-            f"address {address:#x} in a block of {self.pages[self._block] * self.page_size:#x} bytes",
+            f"address {address:#x} in a block of {self._limit * self.page_size:#x} bytes",
             offset=at,
             what="page record",
         )
@@ -248,8 +292,45 @@ class PageRecords:
         block = self.names.get(name)
         if block is None:
             raise CorruptDumpError(f"of a block {name!r}, which the table has not", offset=at, what="page record")
-        self._block = block
+        self.settle()
+        self._enter(block)
         return at + 1 + length
+
+    def _enter(self, block: int) -> None:
+        """Let records go on with a block."""
+        self._block, self._limit, self._shift = block, self.pages[block], self.base[block]
+
+    def resume(self, start: int, stop: int, reason: str) -> Gap:
+        """Pass over a damaged part: which block records go on with behind it is not known until one names its own."""
+        self.settle()
+        self._gap = gap = Gap(start, stop, reason, len(self.log), self._block)
+        self._block, self._limit, self._shift = -1, max(self.pages), 0
+        return gap
+
+    def settle(self) -> None:
+        """Put records behind a damaged part where they belong, or leave them out where nothing tells their block.
+
+        One block alone may have as high an address as they have; or they are the next ones of the block before, and
+        the pages between account for the length of the damaged part.
+        """
+        gap, self._gap = self._gap, None
+        if gap is None or gap.row == len(self.log):
+            return
+        first, stop = self.log.first(gap.row), self.log.highest(gap.row)
+        fitting = [number for number, pages in enumerate(self.pages) if pages >= stop]
+        if len(fitting) == 1:
+            block = fitting[0]
+        elif gap.block in fitting and gap.holds(self._skipped(gap, first), 8 + self.page_size):
+            block = gap.block
+        else:
+            gap.unplaced = self.log.drop(gap.row)
+            return
+        self.log.shift(gap.row, self.base[block])
+        self._enter(block)
+
+    def _skipped(self, gap: Gap, first: int) -> int:
+        """Count the pages between the last one before a gap and a page behind it, of the same block."""
+        return first + self.base[gap.block] - self.log.last(gap.row) - 1
 
     def _coded(self, at: int, kind: int, page: int) -> int:
         """Take a page that is compressed, or changes to one; gives what follows."""

@@ -7,7 +7,8 @@
     section: type, id, [name, instance, version,] payload, [footer with the id]
 
 Payloads have no length. That of RAM is understood; of all others only the end is looked for: a footer with the
-section's id, and behind it something that can follow one. Big-endian throughout.
+section's id, and behind it something that can follow one. Big-endian throughout. Behind a defect among the pages, the
+next place where records go on is looked for.
 
 Sources: qemu migration/savevm.c, vmstate.c, docs/devel/migration; checked against streams of 7.2 and 10.0.
 """
@@ -20,18 +21,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
-from dumpxlate.io.window import SlidingWindow
+from dumpxlate.qemu.configuration import Fields, read_configuration
 from dumpxlate.qemu.ram import BlockTable, read_table
 from dumpxlate.qemu.records import PageRecords, RecordLog
+from dumpxlate.qemu.resync import Resync, complaints
 
 if TYPE_CHECKING:
     from dumpxlate.io.source import Source
+    from dumpxlate.qemu.resync import Gap
 
 __all__ = ["MAGIC", "Section", "Stream", "read_stream"]
 
 MAGIC = b"QEVM"
 _VERSION, _RAM_VERSION = 3, 4
-_EOF, _START, _PART, _END, _FULL, _SUBSECTION, _DESCRIPTION, _CONFIGURATION, _COMMAND = range(9)
+_EOF, _START, _PART, _END, _FULL, _, _DESCRIPTION, _CONFIGURATION, _COMMAND = range(9)
 _FOOTER = 0x7E
 
 _MOST_SECTIONS = 1 << 16
@@ -40,7 +43,9 @@ _MOST_SECTIONS = 1 << 16
 _LONGEST_DESCRIPTION = 16 << 20
 """Bytes of JSON that are read: a machine with one processor has 100 KB, one with a thousand has 10 MB."""
 
-_NAMED = re.compile(rb"[\x20-\x7e]+")
+_MOST_GAPS = 1 << 10
+"""Damaged parts that are passed over."""
+
 _PAGE_SIZE = 4096
 
 
@@ -71,6 +76,7 @@ class Stream:
         description: JSON that describes the devices' sections, b"" where there is none.
         rounds: sections with pages.
         flushes: marks that pages went over other connections.
+        gaps: damaged parts among the pages that were passed over.
         ended: whether the end of the stream was seen.
         remarks: oddities.
         damage: what is missing.
@@ -87,6 +93,7 @@ class Stream:
     description: bytes = b""
     rounds: int = 0
     flushes: int = 0
+    gaps: list[Gap] = field(default_factory=list)
     ended: bool = False
     remarks: list[str] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
@@ -113,6 +120,7 @@ def read_stream(source: Source) -> Stream:
     finally:
         reader.close()
     stream = reader.stream
+    stream.damage[:0] = complaints(stream.gaps)
     if stream.table is None:
         raise CorruptDumpError("ends without a RAM section", offset=source.size, what="QEMU stream")
     if not reader.ram_ended and not stream.damage:
@@ -127,35 +135,23 @@ class _Reader:
         self.stream = Stream(source)
         self.ram_ended = False
         self._source = source
-        self._window = SlidingWindow(source, size=1 << 20)
+        self._fields = Fields(source)
         self._names: dict[int, str] = {}
         self._ram = -1
+        self._begun = 0
+        self._resync: Resync | None = None
         self._records: PageRecords | None = None
 
     def close(self) -> None:
         """Let the file go."""
-        self._window.close()
+        self._fields.close()
         if self._records:
+            self._records.settle()
             self._records.close()
-
-    def _bytes(self, at: int, length: int, what: str) -> bytes:
-        view, begin = self._window.at(at, length, what=what)
-        return bytes(view[begin : begin + length])
-
-    def _u32(self, at: int, what: str) -> int:
-        return int.from_bytes(self._bytes(at, 4, what), "big")
-
-    def _string(self, at: int, what: str) -> tuple[str, int]:
-        """Read a name behind its length of one byte; gives what follows."""
-        length = self._bytes(at, 1, what)[0]
-        text = self._bytes(at + 1, length, what)
-        if not _NAMED.fullmatch(text):
-            raise CorruptDumpError(f"expected a name, found {text[:16].hex(' ')}", offset=at, what=what)
-        return text.decode(), at + 1 + length
 
     def read(self) -> None:
         """Read everything."""
-        magic, version = struct.unpack(">4sI", self._bytes(0, 8, "stream header"))
+        magic, version = struct.unpack(">4sI", self._fields.bytes(0, 8, "stream header"))
         if magic != MAGIC:
             raise CorruptDumpError(f"begins with {magic.hex(' ')}, expected {MAGIC!r}", offset=0, what="stream header")
         if version != _VERSION:
@@ -164,72 +160,83 @@ class _Reader:
                 feature="stream version",
             )
         at = 8
-        if self._source.size > at and self._bytes(at, 1, "stream")[0] == _CONFIGURATION:
-            at = self._configuration(at + 1)
+        if self._source.size > at and self._fields.bytes(at, 1, "stream")[0] == _CONFIGURATION:
+            at, found = read_configuration(self._fields, at + 1)
+            self.stream.machine, self.stream.uuid = found.machine, found.uuid
+            self.stream.capabilities, self.stream.page_size = found.capabilities, found.page_size
         while at < self._source.size:
-            kind = self._bytes(at, 1, "section")[0]
-            if kind == _EOF:
-                self.stream.ended = True
-                self._describe(at + 1)
-                return
-            at = self._section(at, kind)
+            try:
+                at = self._next(at)
+            except (CorruptDumpError, TruncatedDumpError) as error:
+                at = self._pass_over(error)
 
-    def _configuration(self, at: int) -> int:
-        """Read machine type and capabilities; gives what follows."""
-        length = self._u32(at, "configuration")
-        if length > 255:
-            raise CorruptDumpError(f"machine type of {length} bytes", offset=at, what="configuration")
-        name = self._bytes(at + 4, length, "configuration")
-        if not _NAMED.fullmatch(name):
-            raise CorruptDumpError("the machine type is no name", offset=at, what="configuration")
-        self.stream.machine = name.decode()
-        at += 4 + length
-        while self._bytes(at, 1, "configuration")[0] == _SUBSECTION:
-            name_, after = self._string(at + 1, "configuration")
-            body = after + 4
-            if name_ == "configuration/target-page-bits":
-                at = self._page_bits(body)
-            elif name_ == "configuration/capabilities":
-                at = self._capabilities(body)
-            elif name_ == "configuration/uuid":
-                self.stream.uuid = self._bytes(body, 16, "configuration").hex()
-                at = body + 16
-            else:
-                raise UnsupportedFeatureError(f"subsection {name_!r}", feature=name_)
+    def _next(self, at: int) -> int:
+        """Read what stands next, which behind a defect are records in the middle of a section; gives what follows."""
+        if self.stream.gaps and self.stream.gaps[-1].stop == at:
+            return self._records_behind(at)
+        self._begun = at
+        kind = self._fields.bytes(at, 1, "section")[0]
+        if kind != _EOF:
+            return self._section(at, kind)
+        if self.stream.table and not self.ram_ended:
+            raise CorruptDumpError("ends before its RAM does", offset=at, what="stream")
+        self.stream.ended = True
+        self._describe(at + 1)
+        return self._source.size
+
+    def _records_behind(self, at: int) -> int:
+        """Read records behind a defect; gives what follows. That RAM was at its end is told by what follows then."""
+        assert self._records is not None
+        self.stream.rounds += 1
+        at = self._footer(self._records.read(at), self._ram)
+        kind = self._fields.bytes(at, 1, "section")[0] if at < self._source.size else _EOF
+        self.ram_ended |= kind in (_EOF, _FULL)
         return at
 
-    def _page_bits(self, at: int) -> int:
-        bits = self._u32(at, "configuration")
-        if not 10 <= bits <= 16:
-            raise CorruptDumpError(f"pages of 2^{bits} bytes", offset=at, what="configuration")
-        if bits < 12:
-            raise UnsupportedFeatureError(f"pages of {1 << bits} bytes", feature="page size")
-        self.stream.page_size = 1 << bits
-        return at + 4
+    def _pass_over(self, error: CorruptDumpError) -> int:
+        """Give where records go on behind a defect.
 
-    def _capabilities(self, at: int) -> int:
-        count, at = self._u32(at, "configuration"), at + 4
-        if count > 256:
-            raise CorruptDumpError(f"{count} capabilities", offset=at - 4, what="configuration")
-        names = set()
-        for _ in range(count):
-            name, at = self._string(at, "configuration")
-            names.add(name)
-        self.stream.capabilities = frozenset(names)
-        return at
+        Raises:
+            CorruptDumpError: they do not, or it is no defect among pages.
+        """
+        stream, records = self.stream, self._records
+        if records is None or self.ram_ended or stream.table is None or stream.table.mapped:
+            raise error
+        if self._resync is None:
+            names = [block.name.encode() for block in stream.table.blocks]
+            longest = max(block.length for block in stream.table.blocks)
+            self._resync = Resync(self._source, stream.page_size, names, longest, self._can_follow_ram)
+        start = max(self._begun, records.at)
+        found = self._resync.next_records(start + 1) if len(stream.gaps) < _MOST_GAPS else None
+        if found is None:
+            raise error
+        stream.gaps.append(records.resume(start, found, str(error)))
+        return found
+
+    def _can_follow_ram(self, at: int) -> bool:
+        """Tell whether something stands here that may follow the end mark of records."""
+        head = bytes(self._source.view(at, min(5, self._source.size - at)))
+        if head[:1] == bytes([_FOOTER]):
+            return head[1:] == self._ram.to_bytes(4, "big") and self._can_follow(at + 5)
+        return len(head) == 5 and head[0] != _EOF and self._can_follow(at)
 
     def _section(self, at: int, kind: int) -> int:
         """Read one section; gives what follows."""
         if kind == _COMMAND:
-            return at + 5 + int.from_bytes(self._bytes(at + 3, 2, "command"), "big")
+            end = at + 5 + int.from_bytes(self._fields.bytes(at + 3, 2, "command"), "big")
+            if not self._can_follow(end):
+                raise CorruptDumpError(
+                    f"of {end - at} bytes, behind which nothing can stand", offset=at, what="command"
+                )
+            return end
         if kind not in (_START, _PART, _END, _FULL):
             raise CorruptDumpError(f"type {kind:#x}", offset=at, what="section")
-        number = self._u32(at + 1, "section")
+        number = self._fields.u32(at + 1, "section")
         body = at + 5
         name, instance, version = self._names.get(number, ""), 0, 0
         if kind in (_START, _FULL):
-            name, body = self._string(body, "section")
-            instance, version = struct.unpack(">II", self._bytes(body, 8, "section"))
+            name, body = self._fields.name(body, "section")
+            instance, version = struct.unpack(">II", self._fields.bytes(body, 8, "section"))
             body += 8
             if len(self._names) + len(self.stream.sections) >= _MOST_SECTIONS:
                 raise CorruptDumpError(f"more than {_MOST_SECTIONS:,}", offset=at, what="sections")
@@ -246,9 +253,9 @@ class _Reader:
 
     def _footer(self, at: int, number: int) -> int:
         """Pass over a footer, which streams have since QEMU 2.4."""
-        if at >= self._source.size or self._bytes(at, 1, "section")[0] != _FOOTER:
+        if at >= self._source.size or self._fields.bytes(at, 1, "section")[0] != _FOOTER:
             return at
-        found = self._u32(at + 1, "section footer")
+        found = self._fields.u32(at + 1, "section footer")
         if found != number:
             raise CorruptDumpError(f"of section {found}, expected {number}", offset=at, what="section footer")
         return at + 5
@@ -263,6 +270,8 @@ class _Reader:
                 )
             at = self._blocks(at)
             self._ram = number
+            if self.stream.table and not self.stream.table.whole:
+                return at
         if self._records is None or number != self._ram or kind == _FULL:
             raise CorruptDumpError(f"of type {kind}, out of order", offset=at, what="RAM section")
         try:
@@ -280,6 +289,7 @@ class _Reader:
             raise CorruptDumpError("begins a second time", offset=at, what="RAM section")
         table = read_table(self._source, at, stream.page_size, stream.capabilities, stream.log)
         stream.table = table
+        stream.damage += table.damage
         self._records = PageRecords(
             self._source,
             stream.page_size,
@@ -296,7 +306,7 @@ class _Reader:
         step = 1 << 20
         while at < self._source.size:
             length = min(step, self._source.size - at)
-            view, begin = self._window.at(at, length)
+            view, begin = self._fields.window.at(at, length)
             for match in mark.finditer(view[begin : begin + length]):
                 if self._can_follow(at + match.end()):
                     return at + match.start()
@@ -323,10 +333,10 @@ class _Reader:
 
     def _describe(self, at: int) -> None:
         """Keep the description of the devices' sections, where there is one."""
-        if at + 5 > self._source.size or self._bytes(at, 1, "stream")[0] != _DESCRIPTION:
+        if at + 5 > self._source.size or self._fields.bytes(at, 1, "stream")[0] != _DESCRIPTION:
             return
-        length = self._u32(at + 1, "description")
+        length = self._fields.u32(at + 1, "description")
         if length > _LONGEST_DESCRIPTION:
             self.stream.remarks.append(f"the description of the devices is not read: it has {length:,} bytes")
             return
-        self.stream.description = self._bytes(at + 5, length, "description")
+        self.stream.description = self._fields.bytes(at + 5, length, "description")

@@ -213,6 +213,7 @@ def mapped_ram(
     before: int = 0,
     machine: str = "pc-q35-9.0",
     lies: Mapping[str, int] | None = None,
+    liar: str | None = None,
 ) -> bytes:
     """A mapped-ram file: pages at fixed places, bitmaps for which there are.
 
@@ -221,6 +222,7 @@ def mapped_ram(
         sizes: bytes of each block.
         before: bytes that stand before the stream in the file, which its offsets count.
         lies: override fields of each header.
+        liar: block whose header alone they are for.
     """
     out = bytearray(b"QEVM" + struct.pack(">I", 3) + configuration(machine, capabilities("mapped-ram")))
     out += begin(2, "ram", 4, word(sum(sizes.values()) | MEM_SIZE))
@@ -230,7 +232,8 @@ def mapped_ram(
         bitmap_at = len(out) + 28
         pages_at = align(before + bitmap_at + align(pages, 64) // 8, 1 << 20) - before
         header = {"version": 1, "page_size": PAGE, "bitmap": before + bitmap_at, "pages": before + pages_at}
-        header |= lies or {}
+        if liar in (None, name):
+            header |= lies or {}
         out += struct.pack(">IQQQ", *header.values())
         bits = sum(1 << number for number in blocks.get(name, {}))
         out += bits.to_bytes(align(pages, 64) // 8, "little")

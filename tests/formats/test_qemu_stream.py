@@ -21,6 +21,7 @@ from dumpxlate.io.source import BytesSource
 from dumpxlate.pages import CodecId, PageState
 from dumpxlate.qemu.dump import open_stream
 from dumpxlate.registry import detect, open_from
+from dumpxlate.verify.check import check
 from tests.builders import qemu_stream as build
 from tests.builders.guest import page
 from tests.builders.qemu_stream import block_table, delta, ram, stream, zero
@@ -378,14 +379,38 @@ def test_a_mapped_ram_file_that_is_cut_keeps_the_pages_before() -> None:
         assert out[:9].tobytes() == b"".join(page(number) for number in range(9))
 
 
+@pytest.mark.parametrize("before", [0, 65536])
 @pytest.mark.parametrize(
-    "lies",
-    [{"version": 2}, {"page_size": 8192}, {"pages": 1 << 50}, {"pages": 0}, {"bitmap": 0}, {"bitmap": 1 << 60}],
+    "lies", [{"page_size": 8192}, {"pages": 1 << 50}, {"pages": 0}, {"bitmap": 0}, {"bitmap": 1 << 60}, {"bitmap": 257}]
 )
-def test_mapped_ram_that_contradicts_itself(lies: dict[str, int]) -> None:
-    data = build.mapped_ram({"pc.ram": {0: page(0)}}, {"pc.ram": 64 * 4096}, lies=lies)
+def test_mapped_ram_that_contradicts_itself_is_read_by_what_stands_behind(lies: dict[str, int], before: int) -> None:
+    held = {"pc.ram": {number: page(number) for number in (0, 5, 63)}, "pc.bios": {1: page(500)}}
+    data = build.mapped_ram(held, {"pc.ram": 64 * 4096, "pc.bios": 0x2000}, lies=lies, before=before, liar="pc.ram")
+    with open_bytes(data) as dump:
+        assert "mapped-ram header at 0x" in dump.damage[0]
+        assert {pfn: read(dump, pfn) for pfn in held["pc.ram"]} == held["pc.ram"]
+        assert read(dump, 0xFFFFF) == page(500)
+    cut = data[: (1 << 20) - before + 30 * 4096]
+    if lies == {"bitmap": 257}:
+        return  # it makes sense as long as nothing stands behind the pages
     with pytest.raises(errors.CorruptDumpError, match="mapped-ram header"):
-        open_bytes(data)
+        open_bytes(cut)
+
+
+def test_mapped_ram_of_another_version_is_refused() -> None:
+    with pytest.raises(errors.CorruptDumpError, match="version 2, expected 1"):
+        open_bytes(build.mapped_ram({"pc.ram": {0: page(0)}}, {"pc.ram": 64 * 4096}, lies={"version": 2}))
+
+
+@pytest.mark.parametrize("rest", [0, 3, 20, 4000])
+def test_a_mapped_ram_file_that_is_cut_in_its_second_block_keeps_the_first(rest: int) -> None:
+    data = build.mapped_ram(
+        {"pc.ram": {0: page(0), 63: page(63)}, "pc.bios": {1: page(9)}}, {"pc.ram": 64 * 4096, "pc.bios": 0x2000}
+    )
+    with open_bytes(data[: (1 << 20) + 64 * 4096 + rest]) as dump:
+        assert "pages behind it are missing" in dump.damage[0]
+        assert (read(dump, 0), read(dump, 63)) == (page(0), page(63))
+        assert check(dump).missing.pages == (0 if rest < 20 else 2)
 
 
 # Snapshots in qcow2 images.
@@ -500,7 +525,7 @@ GOOD = build.page(0, page(0), "pc.ram")
 def test_records_that_cannot_be_are_damage(records: bytes, error: str) -> None:
     with open_bytes(small(records)) as dump:
         assert re.search(error, dump.damage[0])
-        assert "pages behind it are missing" in dump.damage[0]
+        assert re.search("pages behind it are missing|bytes up to 0x.* are passed over", dump.damage[0])
         if records is not GOOD and records.startswith(GOOD):
             assert read(dump, 0) == page(0)
 
