@@ -1,10 +1,10 @@
 """Finds where the records of a stream go on behind a defect.
 
-Records stand at any byte, and nothing says how long the damaged part is. What is looked for is a place from which
-several records follow each other, each a word with flags that QEMU writes, an address inside a block and behind the one
-before, and a known block's name where flags ask for one; or the end mark of a section, its footer, and what can
-follow that. Pages hold no such chains by chance. A guest that has such a stream in its own memory could: then pages
-are taken from there until the next word that makes no sense, but only if the defect lies just before them.
+Records stand at any byte, and nothing says how long the damaged part is. What is looked for is a place from which two
+or three records follow each other, each a word with flags that QEMU writes, an address inside a block and behind that
+of the one before, and a known block's name where flags ask for one; or the end mark of a section, its footer, and what
+can follow that. Pages hold no such chains by chance; one that holds such a stream could be taken for it, but only where
+a defect lies just before it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ _FLAGS = 0xFFF
 _KINDS = (ZERO, PAGE, XBZRLE, COMPRESS_PAGE)
 _LIKELY = np.isin(np.arange(_FLAGS + 1), (*_KINDS, *(kind | CONTINUE for kind in _KINDS), EOS))
 
-_CHAIN = 4
-"""Records that must follow each other."""
+_CHAIN = 3
+"""Records that are looked at."""
+_PROOF = 3
+"""What they must amount to: each counts once, and twice if it is that of the next page or names its block."""
+_LONG_NAME = 6
 _MOST_TRIES = 1 << 15
 """Places in a whole stream that are looked at closely."""
 _FIRST_WINDOW, _LARGEST_WINDOW = 64 << 10, 4 << 20
@@ -154,10 +157,10 @@ class Resync:
 
     def _is_chain(self, view: memoryview, place: int, base: int, *, last: bool) -> bool:
         """Tell whether records follow each other from a place of a window on; ``last`` if the file ends with it."""
-        before = -1
-        for step in range(_CHAIN):
+        before, proof = -1, 0
+        for _ in range(_CHAIN):
             if place + 8 > len(view):
-                return last and step >= _CHAIN // 2
+                return last and proof > 1
             word = _WORD.unpack_from(view, place)[0]
             if word == EOS:
                 return self.follows(base + place + 8)
@@ -166,8 +169,12 @@ class Resync:
                 return False
             if word & CONTINUE and address <= before:
                 return False
+            named = not word & CONTINUE and view[place + 8] >= _LONG_NAME
+            proof += 1 + (named or (before >= 0 and address == before + self.page_size))
+            if proof >= _PROOF:
+                return True
             before, place = address, place + length
-        return True
+        return False
 
     def _length(self, view: memoryview, place: int, flags: int) -> int:
         """Give the bytes of a record; 0 if it cannot be one."""
