@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dumpxlate.dump import Dump, Machine
 from dumpxlate.errors import CorruptDumpError, PageUnavailableError
 from dumpxlate.memory import PhysicalMemory
+from dumpxlate.pageset import EMPTY
 from dumpxlate.qemu.chipset import read_chipset
 from dumpxlate.qemu.cpus import read_cpus
 from dumpxlate.qemu.devices import devices
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dumpxlate.io.source import Source
+    from dumpxlate.pageset import PageRuns
     from dumpxlate.qemu.devices import DeviceState
     from dumpxlate.qemu.layout import GuestLayout
     from dumpxlate.qemu.ram import BlockTable
@@ -36,7 +38,13 @@ _IGNORE = "x-ignore-shared"
 
 
 def open_stream(
-    source: Source, *, format: str, variant: str, machine: str | None = None, ram_below_4g: int | None = None
+    source: Source,
+    *,
+    format: str,
+    variant: str,
+    machine: str | None = None,
+    ram_below_4g: int | None = None,
+    lacks: PageRuns = EMPTY,
 ) -> Dump:
     """Open a stream.
 
@@ -46,12 +54,15 @@ def open_stream(
         variant: what the stream is, for people.
         machine: type of the machine, where the user says it.
         ram_below_4g: bytes of RAM below 4 GiB, where the user says so.
+        lacks: bytes of the stream that are missing in the file, and read as zero.
 
     Raises:
         UnsupportedFeatureError: another version of the stream, or a machine whose layout is not known.
         CorruptDumpError: the stream contradicts itself.
     """
     stream = read_stream(source)
+    if lacks.count:
+        stream.damage.insert(0, f"{lacks.count:,} bytes of the stream are missing: their clusters are not in the file")
     table = stream.table
     assert table is not None
     states = devices(stream)
@@ -63,7 +74,15 @@ def open_stream(
     step = stream.page_size if table.mapped else stream.page_size + 8
     cut = bool(stream.damage or stream.flushes)
     pages = StreamStore(
-        source, stream.page_size, step, stream.log, layout.placements, table.base, cut=cut, gaps=stream.gaps
+        source,
+        stream.page_size,
+        step,
+        stream.log,
+        layout.placements,
+        table.base,
+        cut=cut,
+        gaps=stream.gaps,
+        lacks=lacks,
     )
     _complain(stream, table, layout, pages)
     vmcoreinfo = _vmcoreinfo(states, pages, endian, stream.remarks)

@@ -30,6 +30,9 @@ __all__ = ["StreamStore", "Winners", "winners"]
 _MADE = 1 << 60
 """Offsets from here on are those of pages that are made when they are asked for."""
 
+_NOWHERE = np.iinfo(np.int32).max * 2
+"""An offset that no body has."""
+
 _COLUMNS = ("start", "count", "row", "skip")
 _SHORTEST_RECORD = 9
 _MOST_WORK = 1 << 25
@@ -143,6 +146,7 @@ class StreamStore:
         base: number of each block's first page in the log.
         cut: the stream is known not to hold all that was sent, so that pages without a record are lost.
         gaps: damaged parts that were passed over.
+        lacks: bytes of the file that are missing, and read as zero: pages with such bytes are bad.
 
     Attributes:
         older: pages of which a damaged part may have held a newer copy.
@@ -160,9 +164,10 @@ class StreamStore:
         *,
         cut: bool = False,
         gaps: Sequence[Gap] = (),
+        lacks: PageRuns = EMPTY,
     ) -> None:
         self.page_size = page_size
-        self._source, self._step = source, step
+        self._source, self._step, self._lacks = source, step, lacks
         self._kind, self._page, self._count, self._offset = log.columns()
         every = winners(log)
         self.repeated = every.repeated
@@ -173,7 +178,7 @@ class StreamStore:
         self._zero = PageRuns.from_runs(placed.start[zero], placed.count[zero])
         self._raw = _extents(placed, kind == Kind.RAW, self._offset[placed.row] + placed.skip * step, step)
         self._made = _extents(placed, ~zero & (kind != Kind.RAW), placed.row, 0)
-        self._all_there = not np.isin(kind[~zero], (Kind.FILL, Kind.DELTA)).any()
+        self._all_there = not lacks.count and not np.isin(kind[~zero], (Kind.FILL, Kind.DELTA)).any()
         self.stored: PageSet = union(union(self._raw.pages(), self._zero), self._made.pages())
         self.ram: PageSet = PageRuns.from_runs(
             np.array([-(-piece.start // page_size) for piece in placements], np.int64),
@@ -218,10 +223,18 @@ class StreamStore:
         made = table.offset[rows] >= _MADE
         there = rows[~made]
         offset = table.offset.copy()
+        if self._lacks.count:
+            gone = self._gone(offset[there], table.size[there])
+            offset[there[gone]], there = _NOWHERE, there[~gone]
         body, offset[there] = self._gather(table.offset[there], table.size[there].astype(np.int64))
         if made.any():
             body, offset[rows[made]] = self._make(body, table.offset[rows[made]] - _MADE)
         return PageBatch(PageTable(table.pfn, table.state, table.codec, offset, table.size), body)
+
+    def _gone(self, offset: Int64s, size: Int32s | Int64s) -> Bools:
+        """Tell which ranges have bytes that are missing in the file."""
+        gone: Bools = self._lacks.rank(offset + size) > self._lacks.rank(offset)
+        return gone
 
     def _gather(self, offset: Int64s, size: Int64s) -> tuple[memoryview, Int64s]:
         """Read pages; give a body, and where in it they are."""
@@ -245,7 +258,7 @@ class StreamStore:
             try:
                 page = self._content(row)
             except CorruptPageError:
-                at[index] = np.iinfo(np.int32).max * 2
+                at[index] = _NOWHERE
                 continue
             at[index] = len(made)
             made += page
@@ -259,6 +272,7 @@ class StreamStore:
         page = self._base(row)
         for delta in self._patches.deltas(row):
             start = int(self._offset[delta])
+            self._need(start, int(self._count[delta]))
             apply_delta(page, self._source.view(start, int(self._count[delta])))
         return page
 
@@ -271,15 +285,22 @@ class StreamStore:
             )
         kind, offset = int(self._kind[base]), int(self._offset[base])
         if kind == Kind.RAW:
+            self._need(offset + skip * self._step, self.page_size)
             return bytearray(self._source.view(offset + skip * self._step, self.page_size))
         if kind == Kind.ZLIB:
             from dumpxlate.codecs import codec_for
 
+            self._need(offset, int(self._count[base]))
             page = bytearray(self.page_size)
             view = self._source.view(offset, int(self._count[base]))
             codec_for(CodecId.ZLIB).decode_into(view, memoryview(page))
             return page
         return bytearray([offset if kind == Kind.FILL else 0]) * self.page_size
+
+    def _need(self, offset: int, size: int) -> None:
+        """Make sure that bytes are there."""
+        if self._gone(np.array([offset], np.int64), np.array([size], np.int64))[0]:
+            raise CorruptPageError("changes to a page that is not in the file", codec="xbzrle")
 
     def place(self, table: PageTable) -> Int64s:
         """Say where in the dump's file the bytes of located pages are; pages that are made are nowhere."""

@@ -16,13 +16,14 @@ import numpy as np
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.extents import Extents, merge
 from dumpxlate.io.spliced import SplicedSource
+from dumpxlate.pageset import PageRuns
 from dumpxlate.structs import U16, U32, U64, parse, size_of, struct
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.io.source import Source
 
-__all__ = ["MAGIC", "Snapshot", "snapshot_stream"]
+__all__ = ["MAGIC", "Snapshot", "SnapshotStream", "snapshot_stream"]
 
 MAGIC = b"QFI\xfb"
 _VERSIONS = (2, 3)
@@ -93,8 +94,20 @@ class Snapshot:
     others: int
 
 
-def snapshot_stream(source: Source, wanted: str | None) -> tuple[SplicedSource, Snapshot]:
-    """Find the stream of a snapshot.
+class SnapshotStream(SplicedSource):
+    """The stream of a snapshot.
+
+    Attributes:
+        lacks: bytes of it whose clusters are not in the file.
+    """
+
+    def __init__(self, outer: Source, pieces: Extents, size: int, lacks: PageRuns) -> None:
+        super().__init__(outer, pieces, size)
+        self.lacks = lacks
+
+
+def snapshot_stream(source: Source, wanted: str | None) -> tuple[SnapshotStream, Snapshot]:
+    """Find the stream of a snapshot. Clusters that lie behind the end of the file are missing in it.
 
     Args:
         source: the image.
@@ -102,12 +115,13 @@ def snapshot_stream(source: Source, wanted: str | None) -> tuple[SplicedSource, 
 
     Raises:
         UnsupportedFeatureError: there is no such snapshot, or the image is of a variant that is not handled.
-        CorruptDumpError: the image contradicts itself.
-        TruncatedDumpError: a table leaves the file.
+        CorruptDumpError: the image contradicts itself, or has no cluster of it.
+        TruncatedDumpError: the table of snapshots or the L1 table leaves the file.
     """
     header = _header(source)
     chosen = _choose(_snapshots(source, header), wanted)
-    return SplicedSource(source, _pieces(source, header, chosen), chosen.state), chosen
+    pieces, lacks = _pieces(source, header, chosen)
+    return SnapshotStream(source, pieces, chosen.state, lacks), chosen
 
 
 def _header(source: Source) -> Header:
@@ -187,11 +201,14 @@ def _choose(snapshots: list[Snapshot], wanted: str | None) -> Snapshot:
     raise _unsupported(f"{reason}: choose one with --snapshot NAME, by name or id: {names}", "snapshot")
 
 
-def _pieces(source: Source, header: Header, snapshot: Snapshot) -> Extents:
-    """Find the clusters of a snapshot's stream, as extents of bytes; those that are missing are zero.
+def _pieces(source: Source, header: Header, snapshot: Snapshot) -> tuple[Extents, PageRuns]:
+    """Find the clusters of a snapshot's stream, as extents of bytes; those that the image does not have are zero.
+
+    Returns:
+        The extents, and the bytes of the stream whose clusters should be in the file and are not.
 
     Raises:
-        CorruptDumpError: a table or a cluster lies outside the file, or the tables are too short.
+        CorruptDumpError: the tables are too short, or there is no cluster in the file.
         UnsupportedFeatureError: a compressed cluster, which no version of QEMU writes there.
     """
     cluster = 1 << header.cluster_bits
@@ -207,28 +224,31 @@ def _pieces(source: Source, header: Header, snapshot: Snapshot) -> Extents:
             what="snapshot",
         )
     l1 = _entries(source, snapshot.l1_offset + first * 8, tables)
-    parts = []
+    index, at = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for number, entry in enumerate(l1.tolist()):
         table = entry & _OFFSET
-        rows = min(per_table, count - number * per_table)
         if table:
-            parts.append(_clusters(_entries(source, table, rows), number * per_table))
-    index, at = (
-        (np.concatenate([np.empty(0, np.int64), *column]) for column in zip(*parts, strict=True))
-        if parts
-        else (
-            np.empty(0, np.int64),
-            np.empty(0, np.int64),
-        )
-    )
-    start = index * cluster
+            held, place = _table(source, table, number * per_table, min(per_table, count - number * per_table))
+            index.append(held)
+            at.append(place)
+    start, place = np.concatenate(index) * cluster, np.concatenate(at)
     length = np.minimum(cluster, snapshot.state - start)
-    beyond = np.flatnonzero(at + length > source.size)
-    if len(beyond):
+    there = (place >= 0) & (place % cluster == 0) & (place + length <= source.size)
+    if not there.any() and len(there):
         raise CorruptDumpError(
-            f"cluster at {int(at[beyond[0]]):#x} in a file of {source.size:#x} bytes", what="L2 table"
+            f"cluster at {int(place[0]):#x} in a file of {source.size:#x} bytes",
+            offset=int(l1[0] & _OFFSET),
+            what="L2 table",
         )
-    return Extents(*merge(start, length, at))
+    lacks = PageRuns.from_runs(start[~there], length[~there])
+    return Extents(*merge(start[there], length[there], place[there])), lacks
+
+
+def _table(source: Source, at: int, first: int, rows: int) -> tuple[Int64s, Int64s]:
+    """Give number and place of the clusters that one L2 table has; -1 for each where the file ends before it."""
+    if at + rows * 8 > source.size:
+        return np.arange(first, first + rows), np.full(rows, -1, np.int64)
+    return _clusters(_entries(source, at, rows), first)
 
 
 def _entries(source: Source, at: int, count: int) -> Int64s:

@@ -36,7 +36,7 @@ def open_qemu_stream(source: Source, options: OpenOptions) -> Dump:
             )
         return how(source, variant="migration stream")
     inner, snapshot = snapshot_stream(source, options.snapshot)
-    dump = how(inner, variant=f"snapshot {snapshot.name!r} in a qcow2 image")
+    dump = how(inner, variant=f"snapshot {snapshot.name!r} in a qcow2 image", lacks=inner.lacks)
     told: dict[str, int | str] = {
         "snapshot": snapshot.name,
         "snapshot_taken": snapshot.taken,

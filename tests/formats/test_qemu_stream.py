@@ -54,6 +54,13 @@ def read(dump: Dump, pfn: int) -> bytes:
     return dump.read_pages([pfn])[0].tobytes()
 
 
+def batch_states(dump: Dump, count: int) -> list[int]:
+    from dumpxlate.codecs.batch import read_pages
+
+    states: list[int] = read_pages(dump.pages, np.arange(count), np.zeros((count, 4096), np.uint8)).tolist()
+    return states
+
+
 def noise(seed: int) -> bytes:
     return random.Random(seed).randbytes(4096)
 
@@ -476,6 +483,25 @@ def test_images_that_are_not_read(more: dict[str, object], error: str) -> None:
     image = build.qcow2({"one": small(zero(0, "pc.ram"))}, **more)  # type: ignore[arg-type]
     with pytest.raises((errors.UnsupportedFeatureError, errors.CorruptDumpError), match=error):
         open_bytes(image)
+
+
+def test_an_image_that_is_cut_gives_what_is_in_its_clusters() -> None:
+    numbers = range(200)
+    body = small(build.page(0, page(0), "pc.ram") + b"".join(build.page(n, page(n)) for n in numbers[1:64]))
+    image = bytearray(build.qcow2({"one": body}))
+    cluster, order = 1 << 16, [image.index(body[at : at + 256]) for at in range(0, len(body) - 256, 1 << 16)]
+    gone = 2
+    entry = image.index(struct.pack(">Q", 1 << 63 | order[gone]))
+    image[entry : entry + 8] = struct.pack(">Q", 1 << 63 | len(image) + cluster)
+    with open_bytes(bytes(image)) as dump:
+        whole = {n for n in range(64) if not (gone - 1) * cluster - 9000 < body.index(page(n)) < (gone + 1) * cluster}
+        states = {n: PageState(s) for n, s in enumerate(batch_states(dump, 64))}
+        assert "65,536 bytes of the stream are missing" in dump.damage[0]
+        assert all(states[n] == PageState.STORED and read(dump, n) == page(n) for n in whole)
+        inside = [n for n in range(64) if gone * cluster - 4096 < body.index(page(n)) < (gone + 1) * cluster]
+        assert len(inside) in (16, 17)
+        assert all(states[n] in (PageState.BAD, PageState.EXCLUDED) for n in inside)
+        assert check(dump).missing.pages == len(inside)
 
 
 # Broken streams.
