@@ -10,8 +10,8 @@ import numpy as np
 
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.memory import PhysicalMemory
-from dumpxlate.pages import PageState
-from dumpxlate.stores import RemappedStore
+from dumpxlate.pages import PageState, damage_of
+from dumpxlate.stores import RemappedStore, UnkeyedStore
 
 if TYPE_CHECKING:
     import os
@@ -108,7 +108,7 @@ class Dump:
             a place for them.
         attributes: what only this format has, for info to show.
         remarks: oddities of the file that were tolerated.
-        damage: what is missing or broken; a conversion stops at it unless asked to salvage.
+        damage: what is missing or broken, as far as opening the file shows it.
         memory: bytes and words at addresses of that space.
     """
 
@@ -135,6 +135,11 @@ class Dump:
         object.__setattr__(self, "memory", PhysicalMemory(self.pages, self.machine.endian))
 
     @property
+    def defects(self) -> tuple[str, ...]:
+        """What is missing or broken, its index read; a conversion stops at it unless asked to salvage."""
+        return (*self.damage, *(line for line in damage_of(self.pages) if line not in self.damage))
+
+    @property
     def name(self) -> str:
         """Name of the file, or of the first of several."""
         return self.sources[0].name if self.sources else "<dump>"
@@ -144,10 +149,12 @@ class Dump:
 
         Raises:
             ValueError: the dump has no machine frames, so a map means nothing for it.
+            MapError: the index of a domain core is lost, and the map is not of the moment of the dump.
         """
         if self.frames is None:
             raise ValueError(f"{self.name}: a {self.format} dump keyed by pfn takes no p2m map")
-        return replace(self, pages=RemappedStore(self.frames, p2m), space=Space.PHYSICAL, p2m=p2m)
+        frames = self.frames.keyed(p2m) if isinstance(self.frames, UnkeyedStore) else self.frames
+        return replace(self, frames=frames, pages=RemappedStore(frames, p2m), space=Space.PHYSICAL, p2m=p2m)
 
     def find_p2m(self, method: Method | None = None, *, symbols: Symbols | None = None) -> FoundMap:
         """Find the guest's map in the dump itself; ``dump.with_p2m(found.p2m)`` applies it.

@@ -32,6 +32,7 @@ __all__ = [
     "PageTable",
     "ReadAt",
     "batches",
+    "damage_of",
     "lost_pages",
     "windows",
 ]
@@ -192,6 +193,12 @@ def lost_pages(store: PageStore) -> PageSet:
     """Give the RAM that a dump should have content for, and has not: only stores of damaged files have any."""
     lost: PageSet = getattr(store, "lost", EMPTY)
     return lost
+
+
+def damage_of(store: PageStore) -> tuple[str, ...]:
+    """Give what is missing or broken as an index shows that is read late, with the first page."""
+    damage: tuple[str, ...] = getattr(store, "damage", ())
+    return damage
 
 
 def windows(pages: PageSet, page_size: int, *, size: int = BATCH_BYTES, begin: int = 0) -> Iterator[tuple[int, int]]:

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from dumpxlate.arrays import ascending, expand
-from dumpxlate.pages import PageBatch, PageState, PageTable, lost_pages
+from dumpxlate.arrays import ascending, distinct, expand
+from dumpxlate.errors import MapError
+from dumpxlate.extents import Extents
+from dumpxlate.pages import PageBatch, PageState, PageTable, damage_of, lost_pages
 from dumpxlate.pageset import EMPTY, PageRuns, PageSet, difference, intersection, union
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dumpxlate.arrays import Bools, Int64s
-    from dumpxlate.extents import Extents
     from dumpxlate.io.source import Source
     from dumpxlate.p2m.map import P2M
     from dumpxlate.pages import PageStore, ReadAt
 
-__all__ = ["MISS_LIMIT", "DeferredStore", "IndexedStore", "MapFit", "RemappedStore", "fetch_from", "with_bytes"]
+__all__ = [
+    "MISS_LIMIT",
+    "DeferredStore",
+    "IndexedStore",
+    "MapFit",
+    "RemappedStore",
+    "UnkeyedStore",
+    "fetch_from",
+    "with_bytes",
+]
 
 MISS_LIMIT = 0.01
 """Share of a map's pages that a dump may lack (and of a dump's pages that the map may lack) before it does not fit."""
 
 _FAR = 1 << 62
+_MOST_SLOTS = 1 << 12
 
 
 class IndexedStore:
@@ -40,6 +51,9 @@ class IndexedStore:
         excluded: RAM that the file leaves out.
         lost: RAM that the file promises, and has no bytes for.
         repeated: pages of which the file has further copies, which do not count.
+
+    Attributes:
+        damage: what is missing or broken, as the index shows that was read for it.
     """
 
     def __init__(
@@ -55,6 +69,7 @@ class IndexedStore:
     ) -> None:
         self.page_size = page_size
         self.repeated = repeated
+        self.damage: tuple[str, ...] = ()
         self.extents = extents
         self._source = source
         self._zero = zero
@@ -167,6 +182,11 @@ class DeferredStore:
         """Those that the file promises, and has no bytes for."""
         return lost_pages(self.loaded)
 
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What is missing or broken, as the index shows."""
+        return damage_of(self.loaded)
+
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""
         return self.loaded.locate(pfn)
@@ -183,6 +203,50 @@ class DeferredStore:
     def place(self, table: PageTable) -> Int64s:
         """Say where in the file the bytes of located pages are."""
         return self.loaded.place(table)
+
+
+class UnkeyedStore(DeferredStore):
+    """Pages of a guest in the order of their pfns, which themselves are lost: only the guest's map tells them.
+
+    Args:
+        refuse: raises the error that says so, for whoever asks for a page without a map.
+        source: the file.
+        page_size: bytes a page.
+        offset: where the first page is.
+        count: pages that were written.
+        there: those of them that the file still has.
+    """
+
+    def __init__(
+        self, refuse: Callable[[], NoReturn], source: Source, page_size: int, offset: int, count: int, there: int
+    ) -> None:
+        super().__init__(refuse, page_size, count)
+        self._source, self._offset, self._there = source, offset, there
+
+    def keyed(self, p2m: P2M) -> IndexedStore:
+        """Key the pages by the machine frames that a map has for them, in the order of its pfns.
+
+        Raises:
+            MapError: the map does not have as many pages as were written, so that it is of another moment.
+        """
+        count = p2m.runs.total
+        if count != self.entries and not self._only_slots_behind(count):
+            raise MapError(
+                f"the map has {count:,} pages, and {self.entries:,} were written: without an index only a map of the "
+                f"moment of the dump tells which page is which"
+            )
+        size, there = self.page_size, min(self._there, count)
+        mfn = p2m.mfn(p2m.pages().select(0, count))
+        at = self._offset + np.arange(there, dtype=np.int64) * size
+        frames, _ = Extents.from_pairs(mfn[:there], at, size, last_wins=False)
+        return IndexedStore(self._source, size, frames, lost=PageRuns.from_pfns(distinct(mfn[there:])[0]))
+
+    def _only_slots_behind(self, count: int) -> bool:
+        """Tell whether what was written behind so many pages is zero: Xen has slots for more pages than it finds."""
+        rest = self.entries - count
+        if not 0 < rest <= _MOST_SLOTS or self._there < self.entries:
+            return False
+        return not any(self._source.view(self._offset + count * self.page_size, rest * self.page_size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +306,11 @@ class RemappedStore:
         """Those that the file promises, and has no bytes for."""
         return self._frames.preimage(lost_pages(self._inner))
 
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What is missing or broken in the inner store."""
+        return damage_of(self._inner)
+
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""
         if self._direct:
@@ -261,7 +330,7 @@ class RemappedStore:
         found = intersection(self._frames.frames(), held).count if aliases else self.stored.count
         return MapFit(
             mapped=self.ram.count,
-            missing=self.ram.count - self.stored.count,
+            missing=self.ram.count - self.stored.count - self.lost.count,
             aliases=aliases,
             held=held.count if self._whole else found,
             unmapped=held.count - found if self._whole else 0,

@@ -9,7 +9,7 @@ import numpy as np
 
 from dumpxlate.canonical.entries import ENTRIES
 from dumpxlate.codecs import batch as batches
-from dumpxlate.pages import PageState
+from dumpxlate.pages import PageState, damage_of, lost_pages
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s, UInt8s
@@ -46,6 +46,16 @@ class CanonicalStore:
     def stored(self) -> PageSet:
         """Those of them that it has content for."""
         return self.inner.stored
+
+    @property
+    def lost(self) -> PageSet:
+        """Those that the file promises, and has no bytes for."""
+        return lost_pages(self.inner)
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What is missing or broken, as the index shows."""
+        return damage_of(self.inner)
 
     def rewritten(self) -> Rewritten:
         """Say what becomes of the tables."""

@@ -57,7 +57,7 @@ def compare(
         replace(inputs, format=format_b, p2m=p2m_b, domain=domain_b).open([b]) as right,
     ):
         for dump in (left, right):
-            for line in dump.damage:
+            for line in dump.defects:
                 say(printable(f"{dump.name}: {line}"))
         with show_progress(progress) as callback:
             found = run(

@@ -95,7 +95,7 @@ def describe_dump(dump: Dump, options: Sequence[str] = ()) -> dict[str, Any]:
             for key, value in dump.attributes.items()
         },
         "remarks": [printable(remark) for remark in dump.remarks],
-        "damage": [printable(damage) for damage in dump.damage],
+        "damage": [printable(damage) for damage in dump.defects],
         "next": _next_steps(dump, options),
     }
 
@@ -201,7 +201,7 @@ def _next_steps(dump: Dump, options: Sequence[str]) -> list[str]:
         steps.append(f"dumpxlate convert {name} -o vmcore")
     if dump.machine.paravirtual and dump.space is Space.PHYSICAL:
         steps.append(f"dumpxlate convert --canonical {name} -o canonical.vmcore   (page tables that others can walk)")
-    if dump.damage:
+    if dump.defects:
         steps.append(f"dumpxlate convert --salvage {name} -o salvaged.vmcore   (writes what is there)")
     return steps
 

@@ -71,19 +71,7 @@ def open_stream(
     arch, endian, cpus = read_cpus(states, board.arch)
     if not cpus:
         stream.remarks.append("registers are not read: the processors' states are not there, or not described")
-    step = stream.page_size if table.mapped else stream.page_size + 8
-    cut = bool(stream.damage or stream.flushes)
-    pages = StreamStore(
-        source,
-        stream.page_size,
-        step,
-        stream.log,
-        layout.placements,
-        table.base,
-        cut=cut,
-        gaps=stream.gaps,
-        lacks=lacks,
-    )
+    pages = _store(stream, table, layout, lacks)
     _complain(stream, table, layout, pages)
     vmcoreinfo = _vmcoreinfo(states, pages, endian, stream.remarks)
     return Dump(
@@ -97,6 +85,20 @@ def open_stream(
         attributes=_attributes(stream, layout, table),
         remarks=(*stream.remarks, *layout.remarks),
         damage=tuple(stream.damage),
+    )
+
+
+def _store(stream: Stream, table: BlockTable, layout: GuestLayout, lacks: PageRuns) -> StreamStore:
+    return StreamStore(
+        stream.source,
+        stream.page_size,
+        stream.page_size if table.mapped else stream.page_size + 8,
+        stream.log,
+        layout.placements,
+        table.base,
+        cut=bool(stream.damage or stream.flushes),
+        gaps=stream.gaps,
+        lacks=lacks,
     )
 
 

@@ -118,7 +118,7 @@ def check(
         missing=missing_pages(dump.pages, found.bad),
         overlapping=found.overlapping,
         repeated=getattr(inner, "repeated", 0),
-        damage=dump.damage,
+        damage=dump.defects,
         remarks=dump.remarks,
         fit=dump.fit(),
         seconds=meter.seconds,

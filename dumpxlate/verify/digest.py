@@ -286,6 +286,6 @@ class _Total:
             runs=tuple(self._runs),
             total_runs=self._total_runs,
             bad=self._bad,
-            damage=dump.damage,
+            damage=dump.defects,
             seconds=seconds,
         )

@@ -29,9 +29,9 @@ def lost_beside(writer: Writer, target: str | os.PathLike[str] | PipeSink) -> tu
 
 def refuse_damage(dump: Dump, *, salvage: bool) -> None:
     """Stop where parts of the input are missing or broken, unless what is there will do."""
-    if dump.damage and not salvage:
+    if dump.defects and not salvage:
         raise CorruptDumpError(
-            f"{'; '.join(dump.damage)} (--salvage converts what is there)", path=dump.name, format=dump.format
+            f"{'; '.join(dump.defects)} (--salvage converts what is there)", path=dump.name, format=dump.format
         )
 
 

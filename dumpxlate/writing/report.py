@@ -87,7 +87,7 @@ def completed(dump: Dump, pump: Pump, report: Report) -> Report:
         pages_out=dict(pump.counts) | {"excluded": excluded},
         runs=len(ram.runs()[0]),
         page_size=dump.pages.page_size,
-        damage=dump.damage,
+        damage=dump.defects,
         remarks=said + (rewritten.remarks if rewritten else ()),
         rewritten=rewritten,
         missing=missing_pages(dump.pages, pump.bad),

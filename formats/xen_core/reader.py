@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dumpxlate.arch import by_machine_or_unknown
 from dumpxlate.arch.xen_vcpu import CONTEXT_32
@@ -20,7 +20,7 @@ from dumpxlate.formats.xen_core import layout
 from dumpxlate.formats.xen_core.index import PageIndex
 from dumpxlate.formats.xen_core.sections import has_names, named_by_shape
 from dumpxlate.p2m.map import DeferredP2M
-from dumpxlate.stores import DeferredStore
+from dumpxlate.stores import DeferredStore, UnkeyedStore
 from dumpxlate.structs import parse, size_of
 from dumpxlate.xen import MAX_VCPUS, PAGE_SIZE, context_width, xen_cpus, xen_machine
 
@@ -46,6 +46,7 @@ class _Core:
     notes: Mapping[int, bytes]
     header: layout.DumpcoreHeader
     index: PageIndex
+    lost: UnkeyedStore | None
     remarks: list[str]
     damage: list[str]
 
@@ -75,16 +76,20 @@ def open_xen_core(source: Source) -> Dump:
         format="xen_core",
         variant=f"{'paravirtual' if core.paravirtual else 'auto-translated (HVM, PVH, Arm)'} guest, {kind}",
         machine=replace(machine, page_size=index.page_size),
-        pages=DeferredStore(index.by_pfn, index.page_size, index.count),
+        pages=_pages(core),
         sources=(source,),
         cpus=cpus,
-        p2m=DeferredP2M(index.p2m, index.count) if core.paravirtual else None,
-        frames=DeferredStore(index.by_mfn, index.page_size, index.count) if core.paravirtual else None,
+        p2m=DeferredP2M(index.p2m, index.count) if core.paravirtual and not core.lost else None,
+        frames=(core.lost or DeferredStore(index.by_mfn, index.page_size, index.count)) if core.paravirtual else None,
         blocks=blocks,
         attributes=_attributes(core, version),
         remarks=tuple(core.remarks),
         damage=tuple(core.damage),
     )
+
+
+def _pages(core: _Core) -> DeferredStore:
+    return core.lost or DeferredStore(core.index.by_pfn, core.index.page_size, core.index.count)
 
 
 def _core(source: Source) -> _Core:
@@ -97,13 +102,13 @@ def _core(source: Source) -> _Core:
         damage.append("the names of the sections, last in the file, are lost: their sizes and order tell them apart")
     notes = _notes(source, file, remarks)
     header = _header(notes, file, remarks)
-    index = _index(source, file, header, remarks, damage)
+    index, lost = _index(source, file, header, remarks, damage)
     if header.xch_nr_pages != index.count:
         remarks.append(f"the header note says {header.xch_nr_pages:,} pages, the index has {index.count:,}")
     magic = layout.XC_CORE_MAGIC if index.words == 2 else layout.XC_CORE_MAGIC_HVM
     if header.xch_magic not in (0, magic):
         remarks.append(f"the header note has magic {header.xch_magic:#x}, the index is that of {magic:#x}: it counts")
-    return _Core(source, file, notes, header, index, remarks, damage)
+    return _Core(source, file, notes, header, index, lost, remarks, damage)
 
 
 def _require_sections(source: Source, file: ElfFile) -> None:
@@ -183,8 +188,11 @@ def _header(notes: Mapping[int, bytes], file: ElfFile, remarks: list[str]) -> la
 
 def _index(
     source: Source, file: ElfFile, header: layout.DumpcoreHeader, remarks: list[str], damage: list[str]
-) -> PageIndex:
-    """Find index and pages, and check them against each other and the file; of an index that is cut, what is there."""
+) -> tuple[PageIndex, UnkeyedStore | None]:
+    """Find index and pages, and check them against each other and the file; of an index that is cut, what is there.
+
+    Of a PV guest without any index there are pages without addresses, which the guest's map tells if it is given.
+    """
     pages = file.section(layout.XEN_PAGES)
     found = [each for name in (layout.XEN_P2M, layout.XEN_PFN) if (each := file.section(name))]
     if pages is None or len(found) != 1:
@@ -196,7 +204,9 @@ def _index(
         )
     index = found[0]
     words = 2 if index.name == layout.XEN_P2M else 1
-    _require_index(source, index, pages, header.xch_page_size)
+    lost = _lost(source, index, pages, header.xch_page_size, damage)
+    if lost:
+        return PageIndex(source, file.endian, index.offset, pages.offset, 0, header.xch_page_size, words), lost
     _inside(source, pages, layout.XEN_PAGES)
     entries, rest = divmod(index.size, 8 * words)
     if rest:
@@ -215,20 +225,37 @@ def _index(
             f"from {behind:#x} on in the file, have no address"
         )
         count = there
-    return PageIndex(source, file.endian, index.offset, pages.offset, count, header.xch_page_size, words)
+    return PageIndex(source, file.endian, index.offset, pages.offset, count, header.xch_page_size, words), None
 
 
-def _require_index(source: Source, index: Section, pages: Section, page_size: int) -> None:
-    """Check that at least one entry is there. Nothing else tells where a page belongs: guests have holes anywhere."""
+def _lost(source: Source, index: Section, pages: Section, page_size: int, damage: list[str]) -> UnkeyedStore | None:
+    """Look whether at least one entry is there. Nothing else tells where a page belongs: guests have holes anywhere.
+
+    Returns:
+        For a PV guest without one, its pages in their order.
+
+    Raises:
+        TruncatedDumpError: of another guest, which has no map.
+    """
     if index.offset + 8 <= source.size:
-        return
+        return None
     there = max(min(pages.size, source.size - pages.offset), 0) // page_size
-    raise TruncatedDumpError(
-        f"page index {index.name}, without which the {there:,} pages at {pages.offset:#x} have no address; index",
-        offset=index.offset,
-        wanted=index.size,
-        available=max(source.size - index.offset, 0),
-    )
+
+    def refuse() -> NoReturn:
+        raise TruncatedDumpError(
+            f"page index {index.name}, without which the {there:,} pages at {pages.offset:#x} have no address"
+            f"{' unless --p2m FILE gives the map of the moment of the dump' if index.name == layout.XEN_P2M else ''}; "
+            f"index",
+            path=source.name,
+            offset=index.offset,
+            wanted=index.size,
+            available=max(source.size - index.offset, 0),
+        )
+
+    if index.name != layout.XEN_P2M or not there:
+        refuse()
+    damage.append(f"truncated: {index.name} is lost; only the guest's map tells where the {there:,} pages belong")
+    return UnkeyedStore(refuse, source, page_size, pages.offset, pages.size // page_size, there)
 
 
 def _block(core: _Core, name: str) -> bytes:

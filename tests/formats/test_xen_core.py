@@ -21,6 +21,7 @@ from dumpxlate.io.source import BytesSource
 from dumpxlate.p2m.map import P2M
 from dumpxlate.pages import PageState
 from dumpxlate.registry import detect
+from dumpxlate.verify.check import check
 from tests.builders import elf_cores, xen_core, xendump
 from tests.builders.guest import Guest, page, register, small_guest
 from tests.builders.xen_vcpu import context, contexts, shared_info
@@ -323,19 +324,32 @@ class TestReading:
     def test_refused(self, tmp_path: Path, guest: Guest, case: str) -> None:
         options, kind, words = self.REFUSED[case]
         path = write(tmp_path, xen_core.build(guest, **options))
-        with pytest.raises(kind, match=words) as caught, dumpxlate.open(path, format="xen_core"):
-            pass
+        with pytest.raises(kind, match=words) as caught, dumpxlate.open(path, format="xen_core") as dump:
+            assert dump.pages.ram  # a PV guest's index may be lost: a map can be given then
         assert str(caught.value).startswith(f"{path}: ")
 
-    def test_impossible_pfn(self, tmp_path: Path, guest: Guest) -> None:
-        """The index is read when a page is asked for, and not before."""
-        data = bytearray(xen_core.build(guest))
-        at = data.index(sections(bytes(data))[".xen_p2m"]) + 16 * 3
-        struct.pack_into("<Q", data, at, 1 << 45)
+    @pytest.mark.parametrize("hvm", [False, True])
+    @pytest.mark.parametrize("wrong", ["impossible", "zero", "moved"])
+    def test_entries_that_cannot_be_right(self, tmp_path: Path, guest: Guest, wrong: str, hvm: bool) -> None:
+        """The index is read when a page is asked for, and not before: what is wrong in it is damage then."""
+        data, size = bytearray(xen_core.build(guest, hvm=hvm)), 8 if hvm else 16
+        at = data.index(sections(bytes(data))[".xen_pfn" if hvm else ".xen_p2m"])
+        rows = (3, 50, 51, len(guest.stored) - 2)
+        for row in rows:
+            value = {"impossible": 1 << 45, "zero": 0, "moved": 1 << 30 if row % 2 else 1}[wrong]
+            struct.pack_into("<Q", data, at + size * row, value)
+        kept = {pfn: guest.pages[pfn] for row, pfn in enumerate(guest.stored) if row not in rows}
         with dumpxlate.open(write(tmp_path, bytes(data))) as dump:
-            for use in (lambda: dump.pages.ram, lambda: dump.p2m.size, lambda: dump.frames.stored):  # type: ignore[union-attr]
-                with pytest.raises(errors.CorruptDumpError, match=rf"entry 3 at {at:#x}: pfn 0x200000000000"):
-                    use()
+            assert not dump.damage
+            assert_pages(dump, kept)
+            assert f"entry 3 at {at + size * 3:#x}: 4 entries cannot be right" in dump.defects[0]
+            found = check(dump)
+            assert found.damage == dump.defects != ()
+            with pytest.raises(errors.CorruptDumpError, match=r"cannot be right.*--salvage"):
+                dumpxlate.convert(dump, tmp_path / "out")
+            report = dumpxlate.convert(dump, tmp_path / "out", salvage=True)
+            assert report.damage == dump.defects
+            assert not report.complete
 
     def test_impossible_mfn(self, tmp_path: Path, guest: Guest) -> None:
         """A page is still there under its pfn when its frame is none."""
@@ -353,9 +367,37 @@ class TestReading:
         pages = data.index(whole[".xen_pages"])
         for length in (index + 7, index, index - 1, pages + 5000, pages, 5000, 560):
             path = write(tmp_path, data[:length])
-            with pytest.raises(errors.TruncatedDumpError, match=r"without which the \d+ pages") as caught:
-                dumpxlate.open(path)
+            with (
+                pytest.raises(errors.TruncatedDumpError, match=r"without which the \d+ pages") as caught,
+                dumpxlate.open(path) as dump,
+            ):
+                assert not hvm
+                assert any("is lost; only the guest's map tells" in line for line in dump.damage)
+                assert dump.pages.ram
             assert caught.value.path == str(path)
+            assert ("--p2m FILE" in str(caught.value)) == (not hvm)
+
+    @pytest.mark.parametrize("unfilled", [0, 5])
+    def test_a_lost_index_and_a_map(self, tmp_path: Path, guest: Guest, unfilled: int) -> None:
+        data = xen_core.build(guest, unfilled=unfilled)
+        index, pages = (data.index(sections(data)[name]) for name in (".xen_p2m", ".xen_pages"))
+        p2m = P2M.from_pairs(np.array(guest.stored), np.array([guest.mfns[pfn] for pfn in guest.stored]))
+        with dumpxlate.open(write(tmp_path, data[:index])) as dump:
+            assert_pages(dump.with_p2m(p2m), guest.pages)
+            fewer = P2M.from_pairs(np.array(guest.stored[3:]), np.array([guest.mfns[pfn] for pfn in guest.stored[3:]]))
+            with pytest.raises(errors.MapError, match="only a map of the moment"):
+                dump.with_p2m(fewer)
+        there = 100
+        with dumpxlate.open(write(tmp_path, data[: pages + 4096 * there + 9])) as dump:
+            if unfilled:
+                with pytest.raises(errors.MapError, match="only a map of the moment"):
+                    dump.with_p2m(p2m)
+                return
+            placed = dump.with_p2m(p2m)
+            assert_pages(placed, {pfn: guest.pages[pfn] for pfn in guest.stored[:there]})
+            assert check(placed).missing.pages == len(guest.stored) - there
+            report = dumpxlate.convert(placed, tmp_path / "out", salvage=True)
+            assert report.missing.pages == len(guest.stored) - there
 
     @pytest.mark.parametrize("hvm", [False, True])
     @pytest.mark.parametrize("bits", [64, 32])
