@@ -13,7 +13,7 @@ import numpy as np
 
 from dumpxlate.arrays import expand
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
-from dumpxlate.io.bits import BLOCK, BLOCK_BITS, ArrayBits, JoinedBits, counted_before
+from dumpxlate.io.bits import BLOCK, BLOCK_BITS, ArrayBits, CommonBits, JoinedBits, counted_before
 from dumpxlate.pageset import PageRuns
 
 if TYPE_CHECKING:
@@ -244,6 +244,10 @@ class PageBitmap:
     def joined(self, other: PageBitmap) -> PageBitmap:
         """Give the members of this or another bitmap, of the same length; neither is copied."""
         return PageBitmap(JoinedBits(self.bits, other.bits), max(self._limit, other._limit))
+
+    def common(self, other: PageBitmap) -> PageBitmap:
+        """Give the members of both this and another bitmap, of the same length; neither is copied."""
+        return PageBitmap(CommonBits(self.bits, other.bits), min(self._limit, other._limit))
 
     def __repr__(self) -> str:
         return f"PageBitmap({self.count} of {self._limit} pages)"

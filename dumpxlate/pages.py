@@ -34,6 +34,7 @@ __all__ = [
     "batches",
     "damage_of",
     "lost_pages",
+    "why_lost",
     "windows",
 ]
 
@@ -193,6 +194,12 @@ def lost_pages(store: PageStore) -> PageSet:
     """Give the RAM that a dump should have content for, and has not: only stores of damaged files have any."""
     lost: PageSet = getattr(store, "lost", EMPTY)
     return lost
+
+
+def why_lost(store: PageStore) -> str:
+    """Say why pages are lost that a dump should have; empty if the file ends before them."""
+    why: str = getattr(store, "lost_why", "")
+    return why
 
 
 def damage_of(store: PageStore) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from dumpxlate.arrays import ascending, distinct, expand
 from dumpxlate.errors import MapError
 from dumpxlate.extents import Extents
-from dumpxlate.pages import PageBatch, PageState, PageTable, damage_of, lost_pages
+from dumpxlate.pages import PageBatch, PageState, PageTable, damage_of, lost_pages, why_lost
 from dumpxlate.pageset import EMPTY, PageRuns, PageSet, difference, intersection, union
 
 if TYPE_CHECKING:
@@ -181,6 +181,11 @@ class DeferredStore:
     def lost(self) -> PageSet:
         """Those that the file promises, and has no bytes for."""
         return lost_pages(self.loaded)
+
+    @property
+    def lost_why(self) -> str:
+        """Why they are lost; empty for the usual reason."""
+        return why_lost(self.loaded)
 
     @property
     def damage(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ __all__ = [
     "BLOCK_BYTES",
     "ArrayBits",
     "Bits",
+    "CommonBits",
     "InvertedBits",
     "JoinedBits",
     "SourceBits",
@@ -174,6 +175,29 @@ class JoinedBits:
         """Bring blocks of both."""
         one, other = self._both
         return one.take(block) | other.take(block)
+
+
+class CommonBits:
+    """The bits that are set in both: nothing is copied.
+
+    Args:
+        one: bits.
+        other: as many bits.
+    """
+
+    def __init__(self, one: Bits, other: Bits) -> None:
+        self.name = one.name or other.name
+        self.blocks = one.blocks
+        self._both = one, other
+
+    def used(self) -> tuple[Int64s, Int64s]:
+        """Give the blocks that the first uses."""
+        return self._both[0].used()
+
+    def take(self, block: Int64s) -> UInt64s:
+        """Bring blocks of both."""
+        one, other = self._both
+        return one.take(block) & other.take(block)
 
 
 def counted_before(words: UInt64s) -> UInt16s:

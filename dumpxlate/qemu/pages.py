@@ -185,6 +185,7 @@ class StreamStore:
             np.array([piece.length // page_size for piece in placements], np.int64),
         )
         self.lost: PageSet = difference(self.ram, self.stored) if cut else EMPTY
+        self.lost_why = "no record of them is there that can be read"
         older, newer = _before_gaps(every, log, gaps, base[-1])
         behind = _placed(older, placements, base, page_size)
         self.older = PageRuns.from_runs(behind.start, behind.count)

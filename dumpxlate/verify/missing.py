@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.arrays import runs
-from dumpxlate.pages import CodecId, PageState, lost_pages
+from dumpxlate.pages import CodecId, PageState, lost_pages, why_lost
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt8s
@@ -132,7 +132,7 @@ def missing_pages(store: PageStore, bad: BadRuns) -> Missing:
     lost = lost_pages(store)
     start, count = lost.runs()
     first = zip(start[: bad.limit].tolist(), count[: bad.limit].tolist(), strict=True)
-    found = [MissingRun(at, pages, _LOST) for at, pages in first]
+    found = [MissingRun(at, pages, why_lost(store) or _LOST) for at, pages in first]
     found += [MissingRun(run.start, run.count, run.reason) for run in bad.first]
     found.sort(key=lambda run: run.start)
     return Missing(lost.count + bad.pages, store.ram.count, len(start) + bad.runs, tuple(found[: bad.limit]))

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dumpxlate.arrays import expand
 from dumpxlate.bitmap import PageBitmap, words_of_runs
-from dumpxlate.io.bits import BLOCK_BITS, BLOCK_BYTES, SourceBits
+from dumpxlate.io.bits import BLOCK_BITS, BLOCK_BYTES, JoinedBits, SourceBits
 from dumpxlate.pageset import Picked, mask
 
 if TYPE_CHECKING:
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from dumpxlate.formats.kdump.header import Part
     from dumpxlate.pageset import PageSet
 
-__all__ = ["bits_at", "packed", "ram_bitmap", "stored_bitmap"]
+__all__ = ["bitmaps_differ", "bits_at", "packed", "ram_bitmap", "stored_bitmap"]
 
 _RESIDENT = 2 << 20
 """Bytes of a bitmap that is kept in memory: 64 GiB of 4 KiB pages. Of a longer one blocks are read when asked for."""
 _CHUNK = 1 << 23  # pfns, 1 MiB of bitmap
+_COMPARED = 1 << 10  # blocks
 _LISTED = 1 << 20  # of pages that have to be listed
 
 
@@ -46,6 +48,17 @@ def stored_bitmap(part: Part) -> PageBitmap:
 def ram_bitmap(part: Part) -> PageBitmap:
     """View the bitmap of RAM, which may be the only one."""
     return _bitmap(part, part.bitmap_at)
+
+
+def bitmaps_differ(one: Part, other: Part) -> bool:
+    """Tell whether two parts of a dump speak of different pages; what their headers claim beyond may be anything."""
+    if one.bitmap_bytes != other.bitmap_bytes or one.single_bitmap != other.single_bitmap:
+        return True
+    bits, its = (bits_at(part, part.stored_bitmap_at) for part in (one, other))
+    start, count = JoinedBits(bits, its).used()
+    block = expand(start, count)
+    groups = (block[at : at + _COMPARED] for at in range(0, len(block), _COMPARED))
+    return any((bits.take(group) != its.take(group)).any() for group in groups)
 
 
 def packed(pages: PageSet) -> Iterator[UInt64s]:

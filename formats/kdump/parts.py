@@ -5,10 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from dumpxlate.arrays import expand
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
-from dumpxlate.formats.kdump.bitmaps import bits_at
-from dumpxlate.io.bits import JoinedBits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["gaps", "in_order"]
 
 _AGREE = ("signature", "sysname", "nodename", "release", "version", "machine", "tv_sec", "tv_usec", "bitmap_blocks")
-_BLOCKS = 1 << 10
-"""Blocks of bitmaps that are compared in one go."""
 
 
 def in_order(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -57,29 +52,15 @@ def gaps(parts: Sequence[Part]) -> list[tuple[int, int]]:
 
 
 def _check_same_dump(one: Part, other: Part) -> None:
-    """Compare what makedumpfile copies into every part."""
+    """Compare what makedumpfile copies into every header."""
     differ = [name for name in _AGREE if getattr(one.header, name) != getattr(other.header, name)]
     differ += [
         name for name in ("endian", "bits", "block_size", "max_mapnr") if getattr(one, name) != getattr(other, name)
     ]
-    if not differ and _bitmaps_differ(one, other):
-        differ = ["bitmap"]
     if differ:
         raise CorruptDumpError(
-            f"a part of another dump than {one.source.name}: {differ[0]} differs",
-            path=other.source.name,
-            offset=other.stored_bitmap_at if differ == ["bitmap"] else 0,
+            f"a part of another dump than {one.source.name}: {differ[0]} differs", path=other.source.name, offset=0
         )
-
-
-def _bitmaps_differ(one: Part, other: Part) -> bool:
-    if one.bitmap_bytes != other.bitmap_bytes or one.single_bitmap != other.single_bitmap:
-        return True
-    bits, its = (bits_at(part, part.stored_bitmap_at) for part in (one, other))
-    start, count = JoinedBits(bits, its).used()
-    block = expand(start, count)
-    groups = (block[at : at + _BLOCKS] for at in range(0, len(block), _BLOCKS))
-    return any((bits.take(group) != its.take(group)).any() for group in groups)
 
 
 def _check_disjoint(ordered: Sequence[Part]) -> None:

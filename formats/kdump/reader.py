@@ -10,7 +10,8 @@ from dumpxlate.arch import all_arches, by_machine_or_unknown
 from dumpxlate.dump import Dump, Machine
 from dumpxlate.elf.notes import NT_PRSTATUS, Note, parse_notes
 from dumpxlate.errors import CorruptDumpError, FormatError
-from dumpxlate.formats.kdump.fit import fitting_bitmap
+from dumpxlate.formats.kdump.anchor import anchor_of
+from dumpxlate.formats.kdump.fit import fit
 from dumpxlate.formats.kdump.header import arch_named, read_part, text_of
 from dumpxlate.formats.kdump.layout import FLAG_OF_CODEC, LAST_VERSION, SIGNATURES, KdumpSubHeader32Packed
 from dumpxlate.formats.kdump.parts import gaps, in_order
@@ -62,7 +63,7 @@ def open_kdump(sources: Sequence[Source]) -> Dump:
     arch = _arch(first, notes)
     canonical = is_canonical(notes)
     p2m = p2m_from_notes(notes, first.endian)
-    pages, damage = _pages(parts, arch)
+    pages, damage = _pages(parts, arch, vmcoreinfo)
     remarks += _oddities(first, vmcoreinfo)
     return Dump(
         format="kdump",
@@ -123,17 +124,21 @@ def _recovered(source: Source) -> Part:
     return found
 
 
-def _pages(parts: Sequence[Part], arch: Arch) -> tuple[DeferredStore, list[str]]:
+def _pages(parts: Sequence[Part], arch: Arch, info: VmCoreInfo | None) -> tuple[DeferredStore, list[str]]:
     """Make the store, and say what it lacks; only bitmaps are read, unless something is wrong."""
-    first = parts[0]
-    bitmap, misfit = fitting_bitmap(first)
-    source = first.source if len(parts) == 1 else ConcatenatedSource([part.source for part in parts])
-    table = DescriptorTable.of_parts(source, parts, bitmap)
-    damage = [part.recovered for part in parts if part.recovered] + ([misfit] if misfit else [])
+    anchor = anchor_of(parts[0], info, text_of(parts[0].header.release) or (info.release if info else None))
+    found = fit(parts, anchor)
+    first, bitmap = found.part, found.bitmap
+    if found.certain is None:
+        source = first.source if len(parts) == 1 else ConcatenatedSource([part.source for part in parts])
+        table = DescriptorTable.of_parts(source, parts, bitmap)
+    else:
+        table = DescriptorTable.of_stretches(first, found.certain)
+    damage = [part.recovered for part in parts if part.recovered] + ([found.complaint] if found.complaint else [])
     damage += _lost_parts(parts, bitmap) + _lost_pages(parts, table)
 
     def load() -> PageStore:
-        store = KdumpStore(first, bitmap, table, damaged=bool(damage))
+        store = KdumpStore(first, bitmap, table, damaged=bool(damage), certain=found.certain is None)
         base = first.sub.phys_base // first.block_size if arch.name == "arm" else 0
         # makedumpfile on 32-bit Arm counts pfns from phys_base, QEMU from 0: then there is no RAM below phys_base.
         lowest = store.ram.select(0, 1).tolist() if base else []

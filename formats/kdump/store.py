@@ -32,14 +32,18 @@ class KdumpStore:
         bitmap: pages that have a descriptor.
         table: the descriptors.
         damaged: descriptors are known to lead nowhere, so that all must be looked at to know what is stored.
+        certain: every page is known to belong to its descriptor; else those that are not in the table are lost.
     """
 
-    def __init__(self, part: Part, bitmap: PageBitmap, table: DescriptorTable, *, damaged: bool = False) -> None:
+    def __init__(
+        self, part: Part, bitmap: PageBitmap, table: DescriptorTable, *, damaged: bool = False, certain: bool = True
+    ) -> None:
         self.page_size = part.block_size
         self._part = part
         self._bitmap = bitmap
         self._table = table
         self._damaged = damaged
+        self.lost_why = "" if certain else "nothing tells for sure which descriptors are theirs"
         self.read_at: ReadAt = table.source.read
 
     @cached_property
@@ -134,6 +138,7 @@ class ShiftedStore:
         self.stored: PageSet = _moved(inner.stored, shift)
         self.read_at = inner.read_at
         self.lost: PageSet = _moved(lost_pages(inner), shift)
+        self.lost_why = inner.lost_why
         self._inner = inner
         self._shift = shift
 

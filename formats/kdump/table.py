@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dumpxlate.arrays import Int32s, Int64s, UInt8s
+    from dumpxlate.formats.kdump.fit import Stretch
     from dumpxlate.formats.kdump.header import Part
     from dumpxlate.io.source import Source
     from dumpxlate.pageset import PageSet
@@ -89,6 +90,14 @@ class DescriptorTable:
             at=at[used],
             end=base[1:][used],
         )
+
+    @classmethod
+    def of_stretches(cls, part: Part, stretches: Sequence[Stretch]) -> Self:
+        """Number the descriptors of one file of which only some belong to their pages for sure."""
+        first, count, more = np.array(stretches, np.int64).reshape(-1, 3).T
+        base = np.zeros_like(first)
+        at = part.table_at + (first + more) * ROW
+        return cls(part.source, part.endian, part.block_size, first, count, base, at, base + part.source.size)
 
     def find(self, rank: Int64s) -> Found:
         """Look descriptors up by the rank of their page, in any order."""
