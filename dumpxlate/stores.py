@@ -30,6 +30,7 @@ __all__ = [
     "RemappedStore",
     "UnkeyedStore",
     "fetch_from",
+    "lacking",
     "with_bytes",
 ]
 
@@ -73,7 +74,7 @@ class IndexedStore:
         self.extents = extents
         self._source = source
         self._zero = zero
-        self.read_at: ReadAt = source.read
+        self.read_at: ReadAt | None = None if lacking(source).count else source.read
         self.stored: PageSet = union(extents.pages(), zero) if zero.count else extents.pages()
         self.lost: PageSet = difference(lost, self.stored) if lost.count else lost
         self.ram: PageSet = union(self.stored, excluded) if excluded.count else self.stored
@@ -140,11 +141,21 @@ class IndexedStore:
         return self._source.place(table.offset)
 
 
+def lacking(source: Source) -> PageRuns:
+    """Give the bytes that a source reads as zero because they are missing."""
+    lacks: PageRuns = getattr(source, "lacks", EMPTY)
+    return lacks
+
+
 def fetch_from(source: Source, table: PageTable) -> PageBatch:
     """Bring the bytes of located pages from a source, which may move them into a body of its own."""
     if not (table.state == PageState.STORED).any():
         return PageBatch(table, memoryview(b""))
     body, offset = source.gather(table.offset, table.size)
+    lacks = lacking(source)
+    if lacks.count:
+        gone = (table.offset >= 0) & (lacks.rank(table.offset + table.size) > lacks.rank(table.offset))
+        offset = np.where(gone, len(body), offset)
     return PageBatch(PageTable(table.pfn, table.state, table.codec, offset, table.size), body)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.io.source import BytesSource, Closing, check_range, ranges_inside
+from dumpxlate.pageset import EMPTY, PageRuns, union
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,11 +65,24 @@ class TailedSource(Closing):
         self._inner.close()
 
 
+def _lacks(parts: Sequence[Source]) -> PageRuns:
+    """Give the bytes that some of several sources read as zero because they are missing."""
+    found, at = EMPTY, 0
+    for part in parts:
+        start, count = getattr(part, "lacks", EMPTY).runs()
+        found = union(found, PageRuns(start + at, count)) if len(start) else found
+        at += part.size
+    return found
+
+
 class ConcatenatedSource(Closing):
     """Several sources one behind the other: the files of a split dump.
 
     Args:
         parts: the sources, at least one; closed with this one.
+
+    Attributes:
+        lacks: bytes that are missing in containers around them, and read as zero.
     """
 
     def __init__(self, parts: Sequence[Source]) -> None:
@@ -76,6 +90,7 @@ class ConcatenatedSource(Closing):
         self._ends = np.cumsum([part.size for part in parts], dtype=np.int64)
         self.name = parts[0].name
         self.size = int(self._ends[-1])
+        self.lacks = _lacks(self._parts)
 
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
         """View a range; one over a seam is copied."""

@@ -8,11 +8,13 @@ import numpy as np
 
 from dumpxlate.arrays import expand
 from dumpxlate.io.source import Closing, check_range, ranges_inside
+from dumpxlate.pageset import EMPTY
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int32s, Int64s
     from dumpxlate.extents import Extents
     from dumpxlate.io.source import Source
+    from dumpxlate.pageset import PageRuns
 
 __all__ = ["SplicedSource"]
 
@@ -28,13 +30,17 @@ class SplicedSource(Closing):
         pieces: extents of bytes: place here, length, place in the outer source. They must lie inside the outer one.
         size: bytes in all; not less than the pieces reach.
         complaint: what the container lacks, where it is damaged.
+        lacks: bytes that are missing, and not zero; they read as zero nevertheless, and pages with some are bad.
     """
 
-    def __init__(self, outer: Source, pieces: Extents, size: int, complaint: str | None = None) -> None:
+    def __init__(
+        self, outer: Source, pieces: Extents, size: int, complaint: str | None = None, lacks: PageRuns = EMPTY
+    ) -> None:
         self.name = outer.name
         self.size = size
         self.complaint = complaint
         self.pieces = pieces
+        self.lacks = lacks
         self._outer = outer
 
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
@@ -61,7 +67,7 @@ class SplicedSource(Closing):
 
     def data_runs(self, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
         """Give the ranges that are not known to be zero."""
-        return self.pieces.start, self.pieces.count
+        return super().data_runs() if self.lacks.count else (self.pieces.start, self.pieces.count)
 
     def close(self) -> None:
         """Close the outer source."""

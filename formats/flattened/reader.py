@@ -1,10 +1,13 @@
-"""Indexes the records of a flattened file: one pass over their headers, no byte copied."""
+"""Indexes the records of a flattened file: one pass over their headers, no byte copied.
+
+Behind a record that cannot be right the next one is looked for, and what no record covers then is missing, not zero.
+"""
 
 from __future__ import annotations
 
 import struct
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +24,9 @@ from dumpxlate.formats.flattened.layout import (
     MakedumpfileDataHeader,
     MakedumpfileHeader,
 )
+from dumpxlate.formats.flattened.resync import next_record
 from dumpxlate.io.spliced import SplicedSource
+from dumpxlate.pageset import EMPTY, PageRuns, difference
 from dumpxlate.structs import parse, size_of
 
 if TYPE_CHECKING:
@@ -35,6 +40,8 @@ _RECORD = struct.Struct(">qq")
 _MANY, _FEW, _LONG = 256 << 10, 4 << 10, 16 << 10
 """Bytes of the stream that are brought at once: where records are shorter than _LONG, reading over them costs less than
 a call for each. makedumpfile's have 64 KiB, and shorter ones between them."""
+_MOST_DEFECTS, _TOLD = 1 << 10, 4
+"""Defects that are passed over, and those that are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +77,17 @@ def open_flattened(source: Source) -> SplicedSource:
     size = int((records.offset + records.size).max())
     # The last record wins: as if all were written one after the other.
     pieces = Extents(*first_wins(records.offset[::-1], records.size[::-1], records.at[::-1]))
-    inner = SplicedSource(source, pieces, size, records.complaint)
+    inner = SplicedSource(
+        source, pieces, size, records.complaint, _uncovered(pieces, size) if records.complaint else EMPTY
+    )
     if size >= len(SIGNATURE) and inner.view(0, len(SIGNATURE)) == SIGNATURE:
         raise CorruptDumpError("holds another flattened file: no tool writes that", what="flattened records")
     return inner
+
+
+def _uncovered(pieces: Extents, size: int) -> PageRuns:
+    """Give the bytes that no record covers."""
+    return difference(PageRuns.from_runs(np.zeros(1, np.int64), np.array([size], np.int64)), pieces.pages())
 
 
 def check_header(source: Source) -> None:
@@ -97,19 +111,49 @@ def check_header(source: Source) -> None:
 
 
 def _records(source: Source) -> _Records:
-    """Walk over the record headers; a broken one ends the walk, since nothing tells where the next would be."""
+    """Walk over the record headers; behind one that cannot be right, go on with the next that can."""
+    parts: list[_Records] = []
+    at: int | None = MAX_SIZE_MDF_HEADER
+    while at is not None:
+        found, wrong = _stretch(source, at)
+        at = None
+        if found.complaint and len(parts) < _MOST_DEFECTS:
+            # The length of the record before may be what is wrong: it hides others then.
+            begin = int(found.at[-1]) if len(found.at) else wrong + 1
+            at = next_record(source, begin)
+            found = _passed_over(found, wrong, at)
+        parts.append(found)
+    told = [part.complaint for part in parts if part.complaint]
+    more = f"; and {len(told) - _TOLD:,} more defects" if len(told) > _TOLD else ""
+    offset, place, size = (np.concatenate([getattr(part, name) for part in parts]) for name in ("offset", "at", "size"))
+    return _Records(offset, place, size, "; ".join(told[:_TOLD]) + more if told else None)
+
+
+def _passed_over(found: _Records, wrong: int, at: int | None) -> _Records:
+    """Say what is behind a defect; the last record before it ends where the next one begins."""
+    if at is None:
+        return replace(found, complaint=f"{found.complaint}; what follows is left out")
+    size = found.size.copy()
+    if len(size):
+        size[-1] = min(int(size[-1]), at - int(found.at[-1]))
+    skipped = at - max(wrong, 0)
+    told = f"; {skipped:,} bytes up to {at:#x} are passed over" if skipped > 0 else f"; records go on at {at:#x}"
+    return replace(found, size=size, complaint=f"{found.complaint}{told}")
+
+
+def _stretch(source: Source, at: int) -> tuple[_Records, int]:
+    """Walk over records that follow each other; gives them, and where the first one is that cannot be right."""
     found = array("q")
-    at, window, ended = MAX_SIZE_MDF_HEADER, _MANY, False
+    first, window, ended = at, _MANY, False
     while not ended and at + _HEAD <= source.size:
-        begin, known = at, len(found)
-        body = source.view(begin, min(window, source.size - begin))
-        length, ended = _walk(body, found)
+        known = len(found)
+        length, ended = _walk(source.view(at, min(window, source.size - at)), found)
         at += length
         window = _FEW if length > (len(found) - known) // 2 * _LONG else _MANY
     offset, size = np.array(found, np.int64).reshape(-1, 2).T
     # Only the last record may claim more than there is; where adding that overflows, taking it off again does too.
-    start = MAX_SIZE_MDF_HEADER + np.cumsum(size + _HEAD) - size
-    return _usable(source, offset, start, size, _ending(source, at) if ended else _CUT)
+    start = first + np.cumsum(size + _HEAD) - size
+    return _usable(source, offset, start, size, _ending(source, at) if ended else _CUT, at)
 
 
 _CUT = "truncated: the end marker of the flattened file is missing"
@@ -141,23 +185,27 @@ def _bad(source: Source, at: int) -> str:
     header = parse(MakedumpfileDataHeader, source.view(at, _HEAD), 0, ">")
     return (
         f"flattened record at {at:#x}: offset {header.offset:#x}, size {header.buf_size:#x}: expected an offset from "
-        f"0 to {MAX_OFFSET:#x} and a positive size; what follows is left out"
+        f"0 to {MAX_OFFSET:#x} and a positive size"
     )
 
 
-def _usable(source: Source, offset: Int64s, at: Int64s, size: Int64s, complaint: str | None) -> _Records:
+def _usable(
+    source: Source, offset: Int64s, at: Int64s, size: Int64s, complaint: str | None, end: int
+) -> tuple[_Records, int]:
     """Keep the records before the first that cannot be right, and of the last one what is there."""
     wrong = (offset < 0) | (offset > MAX_OFFSET) | (size > MAX_OFFSET - offset)
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
-        complaint = _bad(source, int(at[first]) - _HEAD)
+        end = int(at[first]) - _HEAD
+        complaint = _bad(source, end)
         offset, at, size = offset[:first], at[:first], size[:first]
     there = source.size - at
     if len(size) and size[-1] > there[-1]:
         complaint = (
             f"truncated: flattened record at {int(at[-1]) - _HEAD:#x} has {int(size[-1]):,} bytes, "
-            f"{int(there[-1]):,} of them are there; what follows is missing"
+            f"{int(there[-1]):,} of them are there"
         )
+        end = source.size
     size = np.minimum(size, there)
     used = size > 0
-    return _Records(offset[used], at[used], size[used], complaint)
+    return _Records(offset[used], at[used], size[used], complaint), end

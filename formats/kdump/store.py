@@ -12,7 +12,7 @@ from dumpxlate.formats.kdump.bitmaps import ram_bitmap
 from dumpxlate.io.bits import BLOCK_BITS, InvertedBits
 from dumpxlate.pages import CodecId, PageState, PageTable, lost_pages
 from dumpxlate.pageset import EMPTY, PageRuns, Picked
-from dumpxlate.stores import fetch_from
+from dumpxlate.stores import fetch_from, lacking
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
@@ -44,7 +44,7 @@ class KdumpStore:
         self._table = table
         self._damaged = damaged
         self.lost_why = "" if certain else "nothing tells for sure which descriptors are theirs"
-        self.read_at: ReadAt = table.source.read
+        self.read_at: ReadAt | None = None if lacking(table.source).count else table.source.read
 
     @cached_property
     def ram(self) -> PageBitmap:

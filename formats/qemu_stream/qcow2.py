@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
     from dumpxlate.io.source import Source
 
-__all__ = ["MAGIC", "Snapshot", "SnapshotStream", "snapshot_stream"]
+__all__ = ["MAGIC", "Snapshot", "snapshot_stream"]
 
 MAGIC = b"QFI\xfb"
 _VERSIONS = (2, 3)
@@ -94,19 +94,7 @@ class Snapshot:
     others: int
 
 
-class SnapshotStream(SplicedSource):
-    """The stream of a snapshot.
-
-    Attributes:
-        lacks: bytes of it whose clusters are not in the file.
-    """
-
-    def __init__(self, outer: Source, pieces: Extents, size: int, lacks: PageRuns) -> None:
-        super().__init__(outer, pieces, size)
-        self.lacks = lacks
-
-
-def snapshot_stream(source: Source, wanted: str | None) -> tuple[SnapshotStream, Snapshot]:
+def snapshot_stream(source: Source, wanted: str | None) -> tuple[SplicedSource, Snapshot]:
     """Find the stream of a snapshot. Clusters that lie behind the end of the file are missing in it.
 
     Args:
@@ -121,7 +109,7 @@ def snapshot_stream(source: Source, wanted: str | None) -> tuple[SnapshotStream,
     header = _header(source)
     chosen = _choose(_snapshots(source, header), wanted)
     pieces, lacks = _pieces(source, header, chosen)
-    return SnapshotStream(source, pieces, chosen.state, lacks), chosen
+    return SplicedSource(source, pieces, chosen.state, None, lacks), chosen
 
 
 def _header(source: Source) -> Header:

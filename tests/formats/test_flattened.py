@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import threading
 from typing import TYPE_CHECKING
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 
 import dumpxlate
 from dumpxlate import errors
-from dumpxlate.codecs.batch import decode
+from dumpxlate.codecs.batch import decode, read_pages
 from dumpxlate.formats.flattened import FORMAT
 from dumpxlate.formats.flattened.writer import FlattenedSink
 from dumpxlate.io.sink import FileSink, PipeSink
 from dumpxlate.io.source import BytesSource, open_source
 from dumpxlate.io.spliced import SplicedSource
+from dumpxlate.pages import PageState
+from dumpxlate.verify.check import check
 from tests.builders import elf_cores, flattened
 from tests.builders.flattened import END, record
 from tests.builders.guest import small_guest
@@ -246,15 +249,73 @@ BAD = [
 
 
 @pytest.mark.parametrize(("bad", "words"), BAD)
-def test_a_bad_record_is_refused_or_ends_the_file(bad: bytes, words: str) -> None:
+def test_a_bad_record_is_refused_or_passed_over(bad: bytes, words: str) -> None:
     with pytest.raises(errors.CorruptDumpError, match="flattened record") as caught:
-        unwrap(flattened.wrap(raw={0: bad}, records=[(0, b"x")]))
+        unwrap(flattened.wrap(records=[])[:HEADER] + bad + END)
     assert words in str(caught.value)
-    inner = unwrap(flattened.wrap(raw={1: bad}, records=[(4, b"good"), (8, b"lost")]))
-    assert inner.view() == b"\0\0\0\0good"
-    assert inner.complaint
-    assert words in inner.complaint
-    assert f"{HEADER + 20:#x}" in inner.complaint
+    for rest in ([(12, b"last" * 99)], [(12, b"lost" * 200), (3000, b"more" * 90), (9000, bytes(99))]):
+        inner = unwrap(flattened.wrap(raw={1: bad}, records=[(4, b"good"), *rest]))
+        assert inner.view() == flat([(4, b"good"), *rest])
+        assert inner.complaint
+        assert words in inner.complaint
+        assert f"{HEADER + 20:#x}" in inner.complaint
+        held = {at for offset, body in [(4, b"good"), *rest] for at in range(offset, offset + len(body))}
+        start, count = inner.lacks.runs()
+        lacks = {at for low, size in zip(start, count, strict=True) for at in range(low, low + size)}
+        assert lacks == set(range(inner.size)) - held
+
+
+def flat(records: list[tuple[int, bytes]]) -> bytes:
+    out = bytearray(max(offset + len(body) for offset, body in records))
+    for offset, body in records:
+        out[offset : offset + len(body)] = body
+    return bytes(out)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_records_on_both_sides_of_a_defect_count(seed: int) -> None:
+    rng = random.Random(seed)
+    records = [(at, rng.randbytes(rng.choice([1000, 4096, 9000]))) for at in range(0, 400_000, 9000)]
+    rng.shuffle(records)
+    stream = bytearray(wrapped(records))
+    places, at = [], HEADER
+    for offset, body in records:
+        places.append((at, at + 16 + len(body), offset, body))
+        at += 16 + len(body)
+    start = rng.randrange(HEADER + 9100, at - 40_000)
+    length = rng.choice([1, 8, 500, 20_000])
+    stream[start : start + length] = rng.choice([bytes(length), rng.randbytes(length)])
+    inner = unwrap(bytes(stream))
+    hit = next(index for index, place in enumerate(places) if place[1] > start)
+    for index, (begin, end, offset, body) in enumerate(places):
+        if end <= start or begin >= start + length:
+            assert inner.view(offset, len(body)) == body, (index, hit)
+            assert not inner.lacks.contains(np.arange(offset, offset + len(body))).any()
+    gone = [place for place in places if place[0] < start + length and place[0] + 16 > start]
+    assert not gone or inner.complaint or length == 1
+
+
+def test_pages_that_a_defect_took_are_bad_and_not_zero(tmp_path: Path) -> None:
+    guest = small_guest(excluded=(), high=False)
+    whole = flattened.wrap(elf_cores.core(guest), sizes=(4096,), holes=False)
+    at = whole.index(guest.pages[guest.stored[99]][:32]) // 4112 * 4112  # somewhere near that page's record
+    stream = whole[:at] + bytes(12_000) + whole[at + 12_000 :]
+    (tmp_path / "in").write_bytes(stream)
+    with dumpxlate.open(tmp_path / "in") as dump:
+        found = check(dump)
+        out = np.zeros((len(guest.stored), 4096), np.uint8)
+        states = read_pages(dump.pages, np.array(guest.stored), out)
+        assert 2 <= found.pages["bad"] <= 5
+        assert int((states == PageState.BAD).sum()) == found.pages["bad"]
+        touched = [
+            pfn
+            for pfn, state, row in zip(guest.stored, states, out, strict=True)
+            if state != PageState.BAD and row.tobytes() != guest.pages[pfn]
+        ]
+        assert len(touched) <= 2  # those in which the defect begins and ends
+        bad = [pfn for pfn, state in zip(guest.stored, states, strict=True) if state == PageState.BAD]
+        with pytest.raises(errors.DumpxlateError):
+            dump.read(bad[0] * 4096, 8)
 
 
 def test_flattened_in_flattened_is_refused() -> None:
@@ -274,9 +335,9 @@ def test_truncated_everywhere() -> None:
         inner = unwrap(stream[:length])
         assert inner.complaint
         assert "truncated" in inner.complaint
-        kept = sum(count for count in inner.data_runs()[1].tolist())
+        kept = sum(inner.pieces.count.tolist())
         assert kept == sum(min(max(length - at, 0), size) for at, size in ((4112, 15), (4143, 6), (4165, 5)))
-        for low, count in zip(*(column.tolist() for column in inner.data_runs()), strict=True):
+        for low, count in zip(inner.pieces.start.tolist(), inner.pieces.count.tolist(), strict=True):
             assert inner.view(low, count) == whole[low : low + count]
     assert unwrap(stream).complaint is None
 
