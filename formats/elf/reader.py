@@ -51,10 +51,11 @@ def open_elf(source: Source, options: OpenOptions) -> Dump:
     file = read_elf(source)
     notes, remarks = _notes(source, file)
     producer = _producer(file, notes)
-    promised = _usable_loads(file, remarks)
+    promised, wrong = _usable_loads(file, remarks)
     if producer == _VIRTUALBOX:
         promised = promised.where(promised.filesz > 0)  # the others are MMIO ranges, not memory
     loads, damage = _clip(source, promised)
+    damage += wrong
     vmcoreinfo = vmcoreinfo_from_notes(notes)
     arch = by_machine_or_unknown(file.header.e_machine, file.bits, file.endian)
     page_size = (vmcoreinfo and vmcoreinfo.page_size) or _PAGE
@@ -153,22 +154,27 @@ def _producer(file: ElfFile, notes: tuple[Note, ...]) -> str:
     return named or "unnamed producer"
 
 
-def _usable_loads(file: ElfFile, remarks: list[str]) -> Segments:
-    """Keep segments with a physical address.
+def _usable_loads(file: ElfFile, remarks: list[str]) -> tuple[Segments, list[str]]:
+    """Keep segments with a physical address; those that contradict themselves are damage.
 
     Raises:
-        CorruptDumpError: a segment contradicts itself.
+        CorruptDumpError: there are no others.
     """
     loads = file.segments.loads
     bad = (loads.filesz < 0) | (loads.memsz < loads.filesz) | (loads.paddr < -1) | (loads.paddr > (1 << 62))
     bad |= loads.memsz > (1 << 62)
+    damage = []
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
-        raise CorruptDumpError(
+        error = CorruptDumpError(
             f"p_paddr {int(loads.paddr[at]) & (1 << 64) - 1:#x}, p_filesz {int(loads.filesz[at]):#x}, "
             f"p_memsz {int(loads.memsz[at]):#x}: expected p_filesz <= p_memsz, both below 2^62",
             what=f"PT_LOAD {at}",
         )
+        if bad.all():
+            raise error
+        damage.append(f"{error}; where its memory was, nothing tells: {int(bad.sum()):,} such segments are left out")
+        loads = loads.where(~bad)
     unknown = loads.paddr == -1
     if unknown.any():
         remarks.append(f"{int(unknown.sum())} segments have no physical address and are left out")
@@ -178,7 +184,7 @@ def _usable_loads(file: ElfFile, remarks: list[str]) -> Segments:
         raise UnsupportedFeatureError(
             "every segment has physical address 0: the file maps virtual memory only", format="elf", feature="p_paddr"
         )
-    return loads
+    return loads, damage
 
 
 def _clip(source: Source, loads: Segments) -> tuple[Segments, list[str]]:

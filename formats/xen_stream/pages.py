@@ -81,17 +81,29 @@ class PageRecords:
         pfn = (entry & np.uint64((1 << 60) - 1)).astype(np.int64)
         full = _HAS_CONTENT[kind]
         first = np.cumsum(count) - count
-        held = np.add.reduceat(full, first, dtype=np.int64)
-        wrong = np.add.reduceat(~_IS_KNOWN[kind] | (pfn >= MAX_FRAME), first, dtype=np.int64) > 0
-        wrong |= length != 8 + 8 * count + PAGE_SIZE * held
-        self.rejected += [
-            f"PAGE_DATA at {at - 8:#x}: {size} bytes for {of} entries, {pages} with pages, or an entry of no known type"
-            for at, size, pages, of in zip(*(each[wrong].tolist() for each in (body, length, held, count)), strict=True)
-        ]
+        unknown = ~_IS_KNOWN[kind]
+        held, odd = (np.add.reduceat(each, first, dtype=np.int64) for each in (full, unknown))
+        # If the record is as long as if all entries of no known type had a page, the others' pages can be told.
+        fits = length == 8 + 8 * count + PAGE_SIZE * (held + odd)
+        full |= unknown & np.repeat(fits, count)
+        held = np.where(fits, held + odd, held)
+        wrong = length != 8 + 8 * count + PAGE_SIZE * held
+        absurd = unknown | (pfn >= MAX_FRAME)
+        self._reject(body, length, count, held, np.add.reduceat(absurd, first, dtype=np.int64), wrong)
         start = np.repeat(body + 8 + 8 * count - (np.cumsum(held) - held) * PAGE_SIZE, count)
         offset = start + (np.cumsum(full) - 1) * PAGE_SIZE
-        keep = np.repeat(~wrong, count)
+        keep = np.repeat(~wrong, count) & ~absurd
         self._take(pfn[keep], kind[keep], np.where(full, offset, -1)[keep])
+
+    def _reject(self, body: Int64s, length: Int64s, count: Int64s, held: Int64s, absurd: Int64s, wrong: Bools) -> None:
+        """Say which records, and which entries of others, are left out."""
+        for row in np.flatnonzero(wrong | (absurd > 0)).tolist():
+            at, of = int(body[row]) - 8, int(count[row])
+            if wrong[row]:
+                told = f"{int(length[row])} bytes for {of} entries, {int(held[row])} with pages"
+            else:
+                told = f"{int(absurd[row])} of {of} entries are of no known type or frame"
+            self.rejected.append(f"PAGE_DATA at {at:#x}: {told}")
 
     def _take(self, pfn: Int64s, kind: Int64s, offset: Int64s) -> None:
         """Add pages whose place is known.

@@ -435,3 +435,22 @@ def test_registers_are_made_for_a_dump_that_has_none_of_this_form(tmp_path: Path
     for cpu, (_, _, desc) in zip(contexts, notes[2:4], strict=False):
         assert struct.unpack_from("<2I", desc) == (1, 440)
         assert struct.unpack_from("<Q", desc, 416) == (cpu.registers["cr3"],)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_segment_that_contradicts_itself_costs_its_own_memory_only(tmp_path: Path, which: int) -> None:
+    guest = small_guest(excluded=())
+    data = bytearray(elf_cores.core(guest))
+    at = struct.unpack_from("<Q", data, 32)[0]
+    rows = [at + 56 * row for row in range(struct.unpack_from("<H", data, 56)[0])]
+    loads = [row for row in rows if struct.unpack_from("<I", data, row)[0] == 1]
+    start, size = struct.unpack_from("<QQ", data, loads[which] + 24)
+    struct.pack_into("<Q", data, loads[which] + 40, 5)  # p_memsz
+    (tmp_path / "in").write_bytes(data)
+    gone = range(start // 4096, (start + size) // 4096)
+    with dumpxlate.open(tmp_path / "in") as dump:
+        assert any("1 such segments are left out" in line for line in dump.damage)
+        kept = [pfn for pfn in guest.stored if pfn not in gone]
+        assert dump.pages.stored.select(0, 1 << 40).tolist() == kept
+        found = dump.read_pages(kept)
+        assert [pfn for pfn, row in zip(kept, found, strict=True) if row.tobytes() != guest.pages[pfn]] == []

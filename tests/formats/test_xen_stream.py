@@ -605,3 +605,18 @@ def hvm_cpu(vcpu: int, size: int) -> bytes:
     names = "sysenter_cs sysenter_esp sysenter_eip shadow_gs msr_flags msr_lstar msr_star msr_cstar msr_mask msr_efer"
     out += b"".join(struct.pack("<Q", register(name, vcpu)) for name in names.split())
     return out.ljust(size, b"\0")
+
+
+@pytest.mark.parametrize("wrong", [5 << 60 | 10, 1 << 50, (1 << 60) - 1])
+def test_an_entry_that_makes_no_sense_costs_its_own_page_only(tmp_path: Path, wrong: int) -> None:
+    guest = small_guest(excluded=())
+    data = bytearray(xen_stream.save(guest, hvm=True))
+    at = data.index(struct.pack("<3Q", 9, 10, 11)) + 8
+    struct.pack_into("<Q", data, at, wrong)
+    (tmp_path / "in").write_bytes(data)
+    with dumpxlate.open(tmp_path / "in") as dump:
+        assert any("1 of " in line and "of no known type or frame" in line for line in dump.damage)
+        kept = [pfn for pfn in guest.stored if pfn != 10]
+        assert dump.pages.stored.select(0, 1 << 40).tolist() == kept
+        found = dump.read_pages(kept)
+        assert [pfn for pfn, row in zip(kept, found, strict=True) if row.tobytes() != guest.pages[pfn]] == []
