@@ -51,7 +51,7 @@ def open_elf(source: Source, options: OpenOptions) -> Dump:
     file = read_elf(source)
     notes, remarks = _notes(source, file)
     producer = _producer(file, notes)
-    promised, wrong = _usable_loads(file, remarks)
+    promised, wrong = _usable_loads(file, remarks, producer_known=producer != _UNNAMED)
     if producer == _VIRTUALBOX:
         promised = promised.where(promised.filesz > 0)  # the others are MMIO ranges, not memory
     loads, damage = _clip(source, promised)
@@ -118,7 +118,7 @@ def _notes(source: Source, file: ElfFile) -> tuple[tuple[Note, ...], list[str]]:
     return tuple(found), remarks
 
 
-_VIRTUALBOX = "VirtualBox"
+_VIRTUALBOX, _UNNAMED = "VirtualBox", "unnamed producer"
 _BY_NOTE = (
     ("DUMPXLATE", "written by dumpxlate"),
     ("VBCORE", _VIRTUALBOX),
@@ -151,14 +151,14 @@ def _producer(file: ElfFile, notes: tuple[Note, ...]) -> str:
         )
     if named is None and NT_TASKSTRUCT in kinds:
         return "/proc/kcore"
-    return named or "unnamed producer"
+    return named or _UNNAMED
 
 
-def _usable_loads(file: ElfFile, remarks: list[str]) -> tuple[Segments, list[str]]:
+def _usable_loads(file: ElfFile, remarks: list[str], *, producer_known: bool) -> tuple[Segments, list[str]]:
     """Keep segments with a physical address; those that contradict themselves are damage.
 
     Raises:
-        CorruptDumpError: there are no others.
+        CorruptDumpError: there are no others, or they may be those of a process.
     """
     loads = file.segments.loads
     bad = (loads.filesz < 0) | (loads.memsz < loads.filesz) | (loads.paddr < -1) | (loads.paddr > (1 << 62))
@@ -171,7 +171,7 @@ def _usable_loads(file: ElfFile, remarks: list[str]) -> tuple[Segments, list[str
             f"p_memsz {int(loads.memsz[at]):#x}: expected p_filesz <= p_memsz, both below 2^62",
             what=f"PT_LOAD {at}",
         )
-        if bad.all():
+        if bad.all() or not (loads.paddr[~bad].any() or producer_known):
             raise error
         damage.append(f"{error}; where its memory was, nothing tells: {int(bad.sum()):,} such segments are left out")
         loads = loads.where(~bad)

@@ -1,7 +1,8 @@
 """Finds the next record behind a defect of a flattened file.
 
-A record's header is two numbers, and says where the next one is. Bytes of which several in a row lead to each other so,
-or to the end marker, are taken for headers; the contents of dumps do not look so by chance.
+A record's header is two numbers, and says where the next one is. What writes such files fills one or two buffers by
+turns, so that most records go on where one shortly before ended. Bytes that lead to each other so, or to the end
+marker, are taken for headers; the contents of dumps do not look so by chance.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["next_record"]
 
 _HEAD = size_of(MakedumpfileDataHeader)
-_CHAIN = 3
+_CHAIN, _JOINED = 8, 2
+"""Records that are looked at, and those of them that must go on where one before ended."""
 _LONGEST = 1 << 24
 """Bytes of a record that is believed behind a defect: its writers' buffers have some hundred KiB at most."""
 _SPARSE = 64
@@ -56,14 +58,20 @@ def _likely(body: UInt8s) -> Int64s:
 
 
 def _is_chain(source: Source, at: int) -> bool:
-    """Tell whether records lead to each other from a place on."""
+    """Tell whether records lead to each other from a place on, and some of them go on where others ended."""
+    ends: list[int] = []
+    joined = 0
     for step in range(_CHAIN):
         if at + _HEAD > source.size:
-            return step == _CHAIN - 1 and at >= source.size
+            return at == source.size and joined > 0
         header = parse(MakedumpfileDataHeader, source.view(at, _HEAD), 0, ">")
         if header.offset == header.buf_size == END_FLAG_FLAT_HEADER:
             return step > 0
         if not (0 <= header.offset <= min(MAX_OFFSET, _SPARSE * source.size) and 0 < header.buf_size <= _LONGEST):
             return False
+        joined += header.offset in ends
+        if joined >= _JOINED:
+            return True
+        ends.append(header.offset + header.buf_size)
         at += _HEAD + header.buf_size
-    return True
+    return False

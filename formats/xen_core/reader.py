@@ -102,7 +102,7 @@ def _core(source: Source) -> _Core:
         damage.append("the names of the sections, last in the file, are lost: their sizes and order tell them apart")
     notes = _notes(source, file, remarks)
     header = _header(notes, file, remarks)
-    index, lost = _index(source, file, header, remarks, damage)
+    index, lost = _index(source, file, header, damage)
     if header.xch_nr_pages != index.count:
         remarks.append(f"the header note says {header.xch_nr_pages:,} pages, the index has {index.count:,}")
     magic = layout.XC_CORE_MAGIC if index.words == 2 else layout.XC_CORE_MAGIC_HVM
@@ -187,7 +187,7 @@ def _header(notes: Mapping[int, bytes], file: ElfFile, remarks: list[str]) -> la
 
 
 def _index(
-    source: Source, file: ElfFile, header: layout.DumpcoreHeader, remarks: list[str], damage: list[str]
+    source: Source, file: ElfFile, header: layout.DumpcoreHeader, damage: list[str]
 ) -> tuple[PageIndex, UnkeyedStore | None]:
     """Find index and pages, and check them against each other and the file; of an index that is cut, what is there.
 
@@ -215,7 +215,7 @@ def _index(
         )
     held = pages.size // header.xch_page_size
     if entries != held:
-        remarks.append(f"{index.name} has {entries:,} entries, {layout.XEN_PAGES} {held:,} pages: the fewer count")
+        damage.append(f"{index.name} has {entries:,} entries, {layout.XEN_PAGES} {held:,} pages: the fewer count")
     count = min(entries, held)
     there = (source.size - index.offset) // (8 * words)
     if there < count:

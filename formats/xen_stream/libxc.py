@@ -157,7 +157,9 @@ def _records(stream: Libxc, at: int) -> Iterator[tuple[int, int, int]]:
         unknown = unknown and not is_header(source, body + (length + 7) // 8 * 8)
         odd = length > layout.RECORD_LIMIT or body + length > source.size
         defects = len(stream.damage)
-        if (odd or unknown) and defects < _MOST_DEFECTS and (found := next_pages(source, at)) is not None:
+        # Zeros look like END, behind which there is only what the device model saved.
+        early = kind == layout.END and source.size - body > PAGE_SIZE
+        if (odd or unknown or early) and defects < _MOST_DEFECTS and (found := next_pages(source, at)) is not None:
             stream.damage.append(
                 f"record at {at:#x} makes no sense (type {kind:#x}, {length:,} bytes): {found - at:,} bytes are left "
                 f"out, up to the next pages at {found:#x}"

@@ -290,7 +290,8 @@ class TestReading:
     )
     def test_tolerated(self, tmp_path: Path, guest: Guest, options: dict[str, Any], remark: str) -> None:
         with dumpxlate.open(write(tmp_path, xen_core.build(guest, **options))) as dump:
-            assert any(remark in each for each in dump.remarks), dump.remarks
+            told = dump.damage if "fewer" in remark else dump.remarks  # pages are missing then
+            assert any(remark in each for each in told), told
             kept = guest.stored[:100] if "fewer" in remark else guest.stored
             assert_pages(dump, {pfn: guest.pages[pfn] for pfn in kept})
 

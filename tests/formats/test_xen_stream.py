@@ -620,3 +620,16 @@ def test_an_entry_that_makes_no_sense_costs_its_own_page_only(tmp_path: Path, wr
         assert dump.pages.stored.select(0, 1 << 40).tolist() == kept
         found = dump.read_pages(kept)
         assert [pfn for pfn, row in zip(kept, found, strict=True) if row.tobytes() != guest.pages[pfn]] == []
+
+
+def test_zeros_that_look_like_the_end_are_a_defect(tmp_path: Path) -> None:
+    guest = small_guest(excluded=())
+    whole = xen_stream.save(guest, hvm=True)
+    data = bytearray(whole)
+    libxc = data.index(b"XENF") - 8  # 24 bytes of image header, 16 of the domain's
+    data[libxc + 40 : libxc + 72] = bytes(32)
+    (tmp_path / "in").write_bytes(data)
+    with dumpxlate.open(tmp_path / "in") as dump:
+        assert any("makes no sense" in line for line in dump.damage)
+        found = dump.read_pages(guest.stored)
+        assert [pfn for pfn, row in zip(guest.stored, found, strict=True) if row.tobytes() != guest.pages[pfn]] == []
