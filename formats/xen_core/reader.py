@@ -18,6 +18,7 @@ from dumpxlate.elf.notes import (
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.formats.xen_core import layout
 from dumpxlate.formats.xen_core.index import PageIndex
+from dumpxlate.formats.xen_core.relaid import are_odd, relaid
 from dumpxlate.formats.xen_core.sections import has_names, named_by_shape
 from dumpxlate.p2m.map import DeferredP2M
 from dumpxlate.stores import DeferredStore, UnkeyedStore
@@ -94,12 +95,15 @@ def _pages(core: _Core) -> DeferredStore:
 
 def _core(source: Source) -> _Core:
     file = read_elf(source)
-    _require_sections(source, file)
     remarks: list[str] = []
     damage: list[str] = []
-    if not has_names(file, source.size) and (named := named_by_shape(file)):
+    if file.sections and not has_names(file, source.size) and (named := named_by_shape(file)):
         file = named
         damage.append("the names of the sections, last in the file, are lost: their sizes and order tell them apart")
+    if are_odd(file, source.size) and (found := relaid(source, file)):
+        file = replace(file, sections=found)
+        damage.append("the section headers do not fit each other: the notes, and where the names begin, tell sections")
+    _require_sections(source, file)
     notes = _notes(source, file, remarks)
     header = _header(notes, file, remarks)
     index, lost = _index(source, file, header, damage)

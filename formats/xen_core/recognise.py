@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["recognise"]
 
+_NOTES_WITHIN = 4096
+
 
 def recognise(source: Source) -> Match | None:
     """Tell a domain core from other ELF files."""
@@ -31,4 +33,6 @@ def recognise(source: Source) -> Match | None:
         inside = section.offset + len(marker) <= source.size
         if section.type == layout.SHT_NOTE and inside and source.view(section.offset, len(marker)) == marker:
             return Match(Confidence.SPECIFIC, "ELF core that begins with Xen's DUMPCORE_NONE note")
+    if not len(file.segments.loads) and marker in source.view(0, min(source.size, _NOTES_WITHIN)).tobytes():
+        return Match(Confidence.SPECIFIC, "ELF core without segments, with Xen's DUMPCORE_NONE note")
     return None

@@ -279,7 +279,7 @@ class TestReading:
             ({"magic": xen_core.MAGIC_HVM}, "magic 0xf00febee"),
             ({"counts": {"nr_pages": 5}}, "says 5 pages"),
             ({"counts": {"format_version": 2}}, "version 0.2"),
-            ({"sections": {".xen_pages": {"sh_size": 4096 * 100}}}, "the fewer count"),
+            ({"sections": {".xen_pages": {"sh_size": 4096 * 100}}, "counts": {"nr_pages": 100}}, "the fewer count"),
             ({"sections": {".xen_prstatus": {"sh_offset": 1 << 50}}}, "contexts for 2 vcpus: left out"),
             ({"sections": {".xen_prstatus": {"sh_entsize": 100}}}, "none of x86"),
             ({"counts": {"nr_vcpus": 1 << 40}}, "left out"),
@@ -324,6 +324,7 @@ class TestReading:
     @pytest.mark.parametrize("case", REFUSED)
     def test_refused(self, tmp_path: Path, guest: Guest, case: str) -> None:
         options, kind, words = self.REFUSED[case]
+        options = {"counts": {"nr_pages": 7}} | options  # else sections are found by the notes
         path = write(tmp_path, xen_core.build(guest, **options))
         with pytest.raises(kind, match=words) as caught, dumpxlate.open(path, format="xen_core") as dump:
             assert dump.pages.ram  # a PV guest's index may be lost: a map can be given then
@@ -418,6 +419,28 @@ class TestReading:
             data = xen_core.build(guest, sections=lie)[:-72]
             with pytest.raises(errors.CorruptDumpError, match=r"expected \.xen_pages and one of"):
                 dumpxlate.open(write(tmp_path, data))
+
+    @pytest.mark.parametrize("hvm", [False, True])
+    @pytest.mark.parametrize("shared_info", [False, True])
+    @pytest.mark.parametrize("where", ["all", "index", "pages", "table", "notes"])
+    def test_section_headers_that_are_damaged(
+        self, tmp_path: Path, guest: Guest, hvm: bool, shared_info: bool, where: str
+    ) -> None:
+        data = bytearray(xen_core.build(guest, hvm=hvm, shared_info=shared_info, unfilled=3))
+        count = 7 if shared_info else 6
+        first, size = {
+            "all": (64, 64 * count),
+            "index": (64 * count + 16, 40),
+            "pages": (64 * (count - 1) + 24, 16),
+            "table": (40, 8),
+            "notes": (64 * 3, 64),
+        }[where]
+        data[first : first + size] = bytes(size)
+        with dumpxlate.open(write(tmp_path, bytes(data))) as dump:
+            assert any("section headers do not fit each other" in line for line in dump.damage)
+            assert_pages(dump, guest.pages)
+            assert len(dump.cpus) == guest.nr_vcpus
+            assert ("xen_shared_info" in dump.blocks, dump.p2m is not None) == (shared_info, not hvm)
 
     @pytest.mark.parametrize("hvm", [False, True])
     def test_an_index_that_is_cut(self, tmp_path: Path, guest: Guest, hvm: bool) -> None:
