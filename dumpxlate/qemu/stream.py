@@ -46,6 +46,12 @@ _LONGEST_DESCRIPTION = 16 << 20
 _MOST_GAPS = 1 << 10
 """Damaged parts that are passed over."""
 
+_MOST_PASSED = 64
+"""Damaged parts among the devices that are passed over."""
+_DEVICE = re.compile(rb"(?=\x7e.{4}\x04.{4})", re.DOTALL)
+_LONGEST_HEAD = 10 + 256 + 8
+_NAMED = re.compile(rb"[\x20-\x7e]+")
+
 _PAGE_SIZE = 4096
 
 
@@ -128,6 +134,13 @@ def read_stream(source: Source) -> Stream:
     return stream
 
 
+def _is_device(view: memoryview, at: int) -> bool:
+    """Tell whether the name of a device stands at a place, and behind it its instance and a small version."""
+    length = view[at] if at < len(view) else 0
+    name, version = view[at + 1 : at + 1 + length], view[at + 1 + length + 4 : at + 1 + length + 8]
+    return len(version) == 4 and bool(_NAMED.fullmatch(name)) and not any(version[:3])
+
+
 class _Reader:
     """Walks over the sections."""
 
@@ -139,6 +152,7 @@ class _Reader:
         self._names: dict[int, str] = {}
         self._ram = -1
         self._begun = 0
+        self._passed = 0
         self._resync: Resync | None = None
         self._records: PageRecords | None = None
 
@@ -180,6 +194,8 @@ class _Reader:
             return self._section(at, kind)
         if self.stream.table and not self.ram_ended:
             raise CorruptDumpError("ends before its RAM does", offset=at, what="stream")
+        if not self._can_follow(at) and (found := self._next_device(at + 1)) is not None:
+            return self._without_devices(found, "zeros that are no end of it")
         self.stream.ended = True
         self._describe(at + 1)
         return self._source.size
@@ -200,6 +216,8 @@ class _Reader:
             CorruptDumpError: they do not, or it is no defect among pages.
         """
         stream, records = self.stream, self._records
+        if self.ram_ended and (device := self._next_device(self._begun + 1)) is not None:
+            return self._without_devices(device, str(error))
         if records is None or self.ram_ended or stream.table is None or stream.table.mapped:
             raise error
         if self._resync is None:
@@ -212,6 +230,27 @@ class _Reader:
             raise error
         stream.gaps.append(records.resume(start, found, str(error)))
         return found
+
+    def _without_devices(self, found: int, why: str) -> int:
+        """Say that devices are left out up to a place, which is given back."""
+        self._passed += 1
+        self.stream.remarks.append(f"the states of devices from {self._begun:#x} up to {found:#x} are left out: {why}")
+        return found
+
+    def _next_device(self, at: int) -> int | None:
+        """Find the next section of a device behind a defect: a footer, and a head with a name and a small version."""
+        if self._passed >= _MOST_PASSED:
+            return None
+        while at < self._source.size:
+            length = min(1 << 20, self._source.size - at)
+            view = self._source.view(at, length)
+            for match in _DEVICE.finditer(view):
+                if _is_device(view, match.start() + 10):
+                    return at + match.start() + 5
+            if at + length == self._source.size:
+                return None
+            at += length - _LONGEST_HEAD
+        return None
 
     def _can_follow_ram(self, at: int) -> bool:
         """Tell whether something stands here that may follow the end mark of records."""

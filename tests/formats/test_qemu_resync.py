@@ -205,6 +205,26 @@ def test_devices_behind_a_defect_among_the_pages_are_read() -> None:
             assert whole(dump).keys() == set(range(30)) - {number}
 
 
+def test_devices_behind_a_defect_among_the_devices_are_read() -> None:
+    def cpu(number: int) -> build.Device:
+        return ("cpu", number, [("env.regs", bytes(128), 8), ("env.eip", struct.pack(">Q", 0x1234 + number), 8)])
+
+    devices = [("timer", 0, [("a", bytes(range(64)), 64)]), cpu(0), cpu(1), cpu(2)]
+    table = build.ram(build.block_table({"pc.ram": 4096}), build.zero(0, "pc.ram"))
+    data = build.stream(table, devices=devices)
+    first = data.index(b"\x05timer") - 5  # the head of its section
+    for start, stop in (
+        (data.index(bytes(range(60))) + 60, data.index(b"\x7e\0\0\0\x65")),  # up to the processor's end
+        (first, first + 5),
+        (first, first + 3),
+    ):
+        for fill in (bytes(stop - start), b"\xee" * (stop - start)):
+            with open_bytes(data[:start] + fill + data[stop:]) as dump:
+                assert not dump.damage
+                assert [each for each in dump.remarks if "states of devices from 0x" in each]
+                assert dump.cpus[-1].registers["eip"] == 0x1236
+
+
 def test_zeros_where_a_section_begins_are_no_end_of_the_stream() -> None:
     made = sent(3)
     at = made.data.index(build.footer(2) + b"\x02", len(made.data) // 2)
