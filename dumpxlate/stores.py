@@ -68,13 +68,18 @@ class IndexedStore:
         lost: PageSet = EMPTY,
         repeated: int = 0,
     ) -> None:
+        lacks = lacking(source)
+        if lacks.count:
+            gone = _over(extents, lacks, page_size)
+            start, count = difference(extents.pages(), gone).runs()
+            extents, lost = extents.through(start, count, start, page_size), union(lost, gone)
         self.page_size = page_size
         self.repeated = repeated
         self.damage: tuple[str, ...] = ()
         self.extents = extents
         self._source = source
         self._zero = zero
-        self.read_at: ReadAt | None = None if lacking(source).count else source.read
+        self.read_at: ReadAt = source.read
         self.stored: PageSet = union(extents.pages(), zero) if zero.count else extents.pages()
         self.lost: PageSet = difference(lost, self.stored) if lost.count else lost
         self.ram: PageSet = union(self.stored, excluded) if excluded.count else self.stored
@@ -139,6 +144,18 @@ class IndexedStore:
     def place(self, table: PageTable) -> Int64s:
         """Say where in the file the bytes of located pages are."""
         return self._source.place(table.offset)
+
+
+def _over(extents: Extents, lacks: PageRuns, page_size: int) -> PageRuns:
+    """Give the pages of which some bytes are missing in the file."""
+    start, length = lacks.runs()
+    begin, stop = extents.offset, extents.offset + extents.count * page_size
+    first = np.searchsorted(start + length, begin, side="right")
+    count = np.maximum(np.searchsorted(start, stop, side="left") - first, 0)
+    run, which = expand(first, count), np.repeat(np.arange(len(begin)), count)
+    low = (np.maximum(start[run], begin[which]) - begin[which]) // page_size
+    high = -((begin[which] - np.minimum((start + length)[run], stop[which])) // page_size)
+    return PageRuns.from_runs(extents.start[which] + low, high - low)
 
 
 def lacking(source: Source) -> PageRuns:

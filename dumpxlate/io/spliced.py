@@ -30,7 +30,7 @@ class SplicedSource(Closing):
         pieces: extents of bytes: place here, length, place in the outer source. They must lie inside the outer one.
         size: bytes in all; not less than the pieces reach.
         complaint: what the container lacks, where it is damaged.
-        lacks: bytes that are missing, and not zero; they read as zero nevertheless, and pages with some are bad.
+        lacks: bytes that are missing, and not zero; they read as zero nevertheless.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SplicedSource(Closing):
 
     def data_runs(self, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
         """Give the ranges that are not known to be zero."""
-        return super().data_runs() if self.lacks.count else (self.pieces.start, self.pieces.count)
+        return self.pieces.start, self.pieces.count
 
     def close(self) -> None:
         """Close the outer source."""
