@@ -53,12 +53,14 @@ class _Records:
         at: where they are in the stream.
         size: how many there are, which may be fewer than the last record promises.
         complaint: what is wrong behind them.
+        passed: whether others may be missing between them.
     """
 
     offset: Int64s
     at: Int64s
     size: Int64s
     complaint: str | None
+    passed: bool = False
 
 
 def open_flattened(source: Source) -> SplicedSource:
@@ -78,7 +80,7 @@ def open_flattened(source: Source) -> SplicedSource:
     # The last record wins: as if all were written one after the other.
     pieces = Extents(*first_wins(records.offset[::-1], records.size[::-1], records.at[::-1]))
     inner = SplicedSource(
-        source, pieces, size, records.complaint, _uncovered(pieces, size) if records.complaint else EMPTY
+        source, pieces, size, records.complaint, _uncovered(pieces, size) if records.passed else EMPTY
     )
     if size >= len(SIGNATURE) and inner.view(0, len(SIGNATURE)) == SIGNATURE:
         raise CorruptDumpError("holds another flattened file: no tool writes that", what="flattened records")
@@ -126,7 +128,7 @@ def _records(source: Source) -> _Records:
     told = [part.complaint for part in parts if part.complaint]
     more = f"; and {len(told) - _TOLD:,} more defects" if len(told) > _TOLD else ""
     offset, place, size = (np.concatenate([getattr(part, name) for part in parts]) for name in ("offset", "at", "size"))
-    return _Records(offset, place, size, "; ".join(told[:_TOLD]) + more if told else None)
+    return _Records(offset, place, size, "; ".join(told[:_TOLD]) + more if told else None, passed=len(parts) > 1)
 
 
 def _passed_over(found: _Records, wrong: int, at: int | None) -> _Records:

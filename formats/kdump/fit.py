@@ -77,14 +77,14 @@ def fit(parts: Sequence[Part], known: Known | None = None) -> Fit:
     Raises:
         CorruptDumpError: bitmaps of parts differ, and nothing tells which one is right.
     """
-    odd = next((part for part in parts[1:] if bitmaps_differ(parts[0], part)), None)
-    if odd:
-        return _of_set(parts, odd)
+    other = next((part for part in parts[1:] if bitmaps_differ(parts[0], part)), None)
+    if other:
+        return _of_set(parts, other)
     part, bitmap = parts[0], stored_bitmap(parts[0])
-    held, counts = bitmap.count, _agreed(parts)
-    if not counts or held in counts or (not part.is_split and counts[0] > held and _row(part, held) is None):
+    odd = next((each for each in parts if not _fits(each, bitmap)), None)
+    held, rows = bitmap.count, (_counts(odd) if odd else [0])[0]
+    if odd is None or (not part.is_split and rows > held and _row(part, held) is None):
         return Fit(part, bitmap)
-    rows = counts[0]
     told = f"the bitmap of pages at {part.stored_bitmap_at:#x} has {held:,} bits, but there are {rows:,} descriptors"
     ram = ram_bitmap(part)
     if ram.count == rows:
@@ -112,7 +112,7 @@ def _proven(part: Part, bitmap: PageBitmap, more: int, told: str, known: Known |
 
 def _of_set(parts: Sequence[Part], odd: Part) -> Fit:
     """Take the bitmap that fits the descriptors where those of the parts differ."""
-    fitting = [part for part in parts if stored_bitmap(part).count in _counts(part)]
+    fitting = [part for part in parts if _counts(part) and _fits(part, stored_bitmap(part))]
     if not fitting or any(bitmaps_differ(fitting[0], part) for part in fitting[1:]):
         raise CorruptDumpError(
             f"a part of another dump than {parts[0].source.name}: bitmap differs",
@@ -126,10 +126,14 @@ def _of_set(parts: Sequence[Part], odd: Part) -> Fit:
     )
 
 
-def _agreed(parts: Sequence[Part]) -> list[int]:
-    """Count the descriptors of all parts as far as those that tell agree."""
-    told = [counts for part in parts if (counts := _counts(part))]
-    return [count for count in told[0] if all(count in other for other in told[1:])] if told else []
+def _fits(part: Part, bitmap: PageBitmap) -> bool:
+    """Tell whether a bitmap has as many bits as a file has descriptors, or room for them; so too if nothing tells.
+
+    makedumpfile leaves room in each part for the descriptors of all, this program for those that it has.
+    """
+    counts = _counts(part)
+    low, high = bitmap.rank(np.array(part.pfns, np.int64)).tolist()
+    return not counts or bitmap.count in counts or (part.is_split and high - low in counts)
 
 
 def _counts(part: Part) -> list[int]:

@@ -530,7 +530,8 @@ def test_terabytes_that_no_record_covers_are_counted_and_not_looked_at(tmp_path:
     loads = [row for row in range(at, at + 56 * 3, 56) if struct.unpack_from("<I", core, row)[0] == 1]
     struct.pack_into("<QQ", core, loads[-1] + 32, 1 << 44, 1 << 44)  # p_filesz, p_memsz
     stream = flattened.wrap(bytes(core), sizes=(4096,), holes=False)[:-16] + record((1 << 44) + (1 << 30), b"far")
-    (tmp_path / "in").write_bytes(stream)
+    at = HEADER + 40 * 4112
+    (tmp_path / "in").write_bytes(stream[:at] + b"\xee" * 16 + stream[at + 16 :])
     with dumpxlate.open(tmp_path / "in") as dump:
         found = check(dump)
         assert found.missing.pages > 1 << 31
