@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.case import AbsentError
 from tests.bench.cases import CASES
-from tests.bench.measure import Runs, in_turn, run
+from tests.bench.measure import Runs, in_turn, run, with_bytecode
 from tests.bench.report import Row, table, write_plot
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dumpxlate-bench-") as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        with_bytecode(Path(temporary))
         for case, size in _wanted(args.cases, args.size):
             try:
                 rows.append(measure(case, size, case.prepare(folder, size * MIB), args.pairs))

@@ -171,9 +171,7 @@ def random_pages(folder: Path, size: int, *, format: str, in_batches: bool = Fal
 
 
 def info(folder: Path, size: int) -> Prepared:
-    """The start of the program, on a small dump; with bytecode, which pip writes when it installs a package."""
+    """The start of the program, on a small dump."""
     del size
     source = guests.write_elf(folder, 64 << 20)
-    compiled = ("env", "PYTHONDONTWRITEBYTECODE=", f"PYTHONPYCACHEPREFIX={folder / 'bytecode'}")
-    peers = {"numpy": (*compiled, *python("import numpy"))}
-    return Prepared((*compiled, *US, "info", str(source)), peers, lambda said: None)
+    return Prepared((*US, "info", str(source)), {"numpy": python("import numpy")}, lambda said: None)

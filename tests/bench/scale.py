@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tests.bench.case import US
-from tests.bench.measure import Runs, run
+from tests.bench.measure import Runs, run, with_bytecode
 from tests.bench.report import Curve, write_curves
 from tests.builders import elf, kdump, xendump
 from tests.builders.guest import named_block
@@ -141,6 +141,7 @@ def main() -> None:
     if unknown := set(args.formats) - MAKE.keys():
         parser.error(f"no such format: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="dumpxlate-scale-", dir=args.folder) as folder:
+        with_bytecode(Path(folder))
         points = measure(Path(folder), args.formats or list(MAKE), args.largest)
     if args.json:
         args.json.write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
