@@ -17,6 +17,7 @@ from dumpxlate.io.source import open_source
 if TYPE_CHECKING:
     import os
 
+    from dumpxlate.elf.container import ElfFile
     from dumpxlate.elf.dwarf import DebugInfo
     from dumpxlate.io.source import Source
 
@@ -73,12 +74,13 @@ def open_debug_info(path: str | os.PathLike[str], root: Path = DEBUG_ROOT) -> De
         OSError: it cannot be opened.
     """
     with open_source(path) as source:
-        return read_debug_info(source, alternate=_alternate(source, Path(path), root))
+        file = read_elf(source)
+        return read_debug_info(source, file=file, alternate=_alternate(source, file, Path(path), root))
 
 
-def _alternate(source: Source, path: Path, root: Path) -> DebugInfo | None:
+def _alternate(source: Source, file: ElfFile, path: Path, root: Path) -> DebugInfo | None:
     """Open what dwz moved out of a file; None where it is not installed, or is of another build."""
-    link = alternate_of(source)
+    link = alternate_of(source, file)
     if link is None:
         return None
     for place in (find_debug_file(link.build_id, root), path.parent / link.name):

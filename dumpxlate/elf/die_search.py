@@ -9,17 +9,21 @@ Sources: the DWARF 5 standard, sections 2.15 and 7.5.
 from __future__ import annotations
 
 import contextlib
-import re
+from bisect import bisect_right
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from dumpxlate.elf.dwarf_encoding import AT, FORM, STRING_INDEXES, WHAT, uleb
+from dumpxlate.elf.dwarf_encoding import STRING_INDEXES, uleb
+from dumpxlate.elf.dwarf_numbers import AT, FORM
+from dumpxlate.elf.search import places
+from dumpxlate.elf.units import WHAT
 from dumpxlate.errors import CorruptDumpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator
 
     from dumpxlate.elf.dies import Die, Dies
-    from dumpxlate.elf.dwarf_encoding import Unit
+    from dumpxlate.elf.units import Unit
 
 __all__ = ["named"]
 
@@ -38,7 +42,7 @@ _LONGEST_HEAD = 12
 """Bytes of an entry before its name: the code of its abbreviation, and a reference to its sibling (dwz)."""
 
 
-def named(dies: Dies, name: str, tags: frozenset[int], *, near: tuple[Die, ...] = ()) -> Iterator[Die]:
+def named(dies: Dies, name: str, tags: frozenset[int], *, near: Collection[Unit] = ()) -> Iterator[Die]:
     """Find complete definitions by name.
 
     A name's offset looks like other numbers: an entry counts only when walking over its unit leads to it.
@@ -47,19 +51,14 @@ def named(dies: Dies, name: str, tags: frozenset[int], *, near: tuple[Die, ...] 
         dies: where.
         name: exactly.
         tags: what they describe.
-        near: entries whose units are searched first: structures that belong together are found together.
+        near: units that are searched first: structures that belong together are found together.
 
     Raises:
         CorruptDumpError: there are more candidates than any program has.
     """
     budget = _CANDIDATES_LIMIT
-    units = {die.unit.start: die.unit for die in near if die.file is dies}
-    for candidates in (
-        _in_place(
-            dies, name, tags, [*((unit.first, unit.stop) for unit in units.values()), (0, len(dies.sections.info))]
-        ),
-        _by_number(dies, name, tags, units),
-    ):
+    ranges = [*((unit.first, unit.stop) for unit in near), (0, len(dies.sections.info))]
+    for candidates in (_in_place(dies, name, tags, ranges), _by_number(dies, name, tags, near)):
         for die in candidates:
             budget -= 1
             if budget < 0:
@@ -75,14 +74,12 @@ def _in_place(dies: Dies, name: str, tags: frozenset[int], ranges: Iterable[tupl
     encodings = list(_encodings(dies, name))
     for start, stop in ranges:
         for pattern, forms in encodings:
-            at = dies.sections.info.find(pattern, start, stop)
-            while at >= 0:
+            for at in places(dies.sections.info, pattern, start, stop):
                 yield None
                 yield from _named_at(dies, at, forms, tags)
-                at = dies.sections.info.find(pattern, at + 1, stop)
 
 
-def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Mapping[int, Unit]) -> Iterator[Die | None]:
+def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Collection[Unit]) -> Iterator[Die | None]:
     """Find what may be entries with the number of a name: units number their strings (DWARF 5, as clang writes it).
 
     Raises:
@@ -95,7 +92,7 @@ def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Mapping[int, U
         if work < 0:
             raise CorruptDumpError(f"too many units number {name!r}", offset=unit.start, what=WHAT)
         found.append((unit, number))
-    found.sort(key=lambda row: row[0].start not in near)
+    found.sort(key=lambda row: row[0] not in near)
     for unit, number in found:
         yield None
         yield from _numbered(dies, unit, number, tags)
@@ -112,7 +109,7 @@ def _encodings(dies: Dies, name: str) -> Iterator[tuple[bytes, frozenset[int]]]:
 
 def _offsets(strings: bytes, name: str) -> list[int]:
     """Find where a name stands among strings; linkers let a string end another one, which is the less likely."""
-    ends = [found.start() for found in re.finditer(re.escape(name.encode() + b"\0"), strings)][:_STRINGS_LIMIT]
+    ends = islice(places(strings, name.encode() + b"\0"), _STRINGS_LIMIT)
     return sorted(ends, key=lambda at: at > 0 and strings[at - 1] != 0)
 
 
@@ -152,14 +149,12 @@ def _numbered(dies: Dies, unit: Unit, number: int, tags: frozenset[int]) -> Iter
         if number >> 8 * width:
             continue
         pattern = number.to_bytes(width, dies.order)
-        at = info.find(pattern, unit.first, unit.stop)
-        while at >= 0:
+        for at in places(info, pattern, unit.first, unit.stop):
             for gap, code in heads:
                 start = at - gap - len(code)
                 if start >= unit.first and info.startswith(code, start):
                     with contextlib.suppress(CorruptDumpError):  # what looks like an entry may be none
                         yield dies.die(start, unit)
-            at = info.find(pattern, at + 1, unit.stop)
 
 
 def _heads(dies: Dies, unit: Unit, tags: frozenset[int]) -> dict[int, list[tuple[int, bytes]]]:
@@ -183,17 +178,26 @@ def _begins_at(dies: Dies, unit: Unit, at: int) -> bool:
     Raises:
         CorruptDumpError: they do not decode.
     """
-    around, here = unit.first, dies.die(unit.first, unit).after
+    outer = dies.walked(unit)
+    while outer[-1] < at:
+        after = _behind(dies, unit, outer[-1])
+        if after == outer[-1]:  # the end of the list
+            return False
+        outer.append(after)
+    if at < outer[0]:
+        return False
+    around = outer[bisect_right(outer, at) - 1]
     for _ in range(_DEPTH_LIMIT):
-        while here < at:
-            around, here = here, _behind(dies, unit, here)
-            if here == around:  # the end of a list of children
-                return False
-        if here == at:
+        if around == at:
             return True
         here = dies.die(around, unit).after
         if here > at:
             return False
+        while here < at:
+            around, here = here, _behind(dies, unit, here)
+            if here == around:
+                return False
+        around = at if here == at else around
     return False
 
 

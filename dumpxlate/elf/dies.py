@@ -16,44 +16,45 @@ from __future__ import annotations
 
 import struct
 import sys
-from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dumpxlate.elf.dwarf_encoding import (
     ALTERNATE_REFERENCES,
     ALTERNATE_STRINGS,
-    AT,
     BLOCKS,
-    FORM,
     LEB,
     LEB_BLOCKS,
     REFERENCES,
     STRING_INDEXES,
-    WHAT,
     Abbreviation,
     Abbreviations,
-    Unit,
-    read_units,
     size_of_form,
     sleb,
     uleb,
 )
+from dumpxlate.elf.dwarf_numbers import AT, FORM
 from dumpxlate.elf.string_numbers import StringNumbers
+from dumpxlate.elf.units import WHAT, Units
 from dumpxlate.errors import CorruptDumpError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dumpxlate.elf.units import Unit
     from dumpxlate.structs import Endian
 
 __all__ = ["DebugSections", "Die", "Dies", "Value"]
+
+_INDIRECT, _IMPLICIT_CONST = FORM["indirect"], FORM["implicit_const"]
 
 _ENTRIES_LIMIT = 1 << 16
 """Entries below one."""
 _TABLES = 128
 """Tables of abbreviations that are kept; one has some hundred rows."""
+_WALKS = 16
+"""Units of which is kept how far somebody walked over their entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class DebugSections:
         line_strings: .debug_line_str.
         string_offsets: .debug_str_offsets, which numbers strings.
         addresses: .debug_addr, which numbers addresses.
+        ranges: .debug_aranges, which tells the units of addresses.
         types_at: where .debug_types begins, which DWARF 4 has type units in; it stands behind .debug_info here.
     """
 
@@ -76,12 +78,12 @@ class DebugSections:
     line_strings: bytes = b""
     string_offsets: bytes = b""
     addresses: bytes = b""
+    ranges: bytes = b""
     types_at: int = sys.maxsize
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A value of an entry.
+class Value(NamedTuple):
+    """A value of an entry; a tuple, of which thousands are made in no time.
 
     Attributes:
         form: how it is encoded.
@@ -197,6 +199,8 @@ class Die:
 class Dies:
     """The entries of a file.
 
+    ``walked`` gives where entries right below a unit's first one begin, as far as somebody went who adds to it.
+
     Args:
         sections: where they stand.
         endian: byte order of the file.
@@ -210,18 +214,16 @@ class Dies:
         self.sections = sections
         self.endian: Endian = endian
         self.alternate = alternate
-        self.units = tuple(read_units(sections.info, endian, sections.types_at))
-        self._types = {unit.signature: unit for unit in self.units if unit.signature is not None}
-        self._starts = [unit.start for unit in self.units]
+        self.units = Units(sections.info, endian, sections.types_at)
         self.order: Literal["little", "big"] = "little" if endian == "<" else "big"
         self.numbers = StringNumbers(self)
         self._table = lru_cache(_TABLES)(self._abbreviations)
+        self.walked = lru_cache(_WALKS)(self._outermost)
 
     def unit_at(self, at: int) -> Unit | None:
         """Find the unit that an offset lies in, behind its header."""
-        index = bisect_right(self._starts, at) - 1
-        unit = self.units[index] if index >= 0 else None
-        return unit if unit and unit.first <= at < unit.stop else None
+        unit = self.units.around(at)
+        return unit if unit and at >= unit.first else None
 
     def strings(self, form: int) -> bytes:
         """Give the section that strings of a form stand in; empty where it is not at hand."""
@@ -239,7 +241,7 @@ class Dies:
         Raises:
             CorruptDumpError: it does not decode.
         """
-        unit = self._types.get(signature)
+        unit = self.units.of_type(signature)
         return None if unit is None else self.die(unit.start + unit.type_at, unit)
 
     def base(self, unit: Unit, of: Literal["string", "address"]) -> int:
@@ -329,9 +331,9 @@ class Dies:
     def _value(self, unit: Unit, form: int, at: int, constant: int) -> tuple[Value, int]:
         """Read a value; gives where the next one stands, too."""
         info = self.sections.info
-        if form == FORM["indirect"]:
+        if form == _INDIRECT:
             form, at = uleb(info, at)
-        if form == FORM["implicit_const"]:
+        if form == _IMPLICIT_CONST:
             return Value(form, at, constant), at
         size = size_of_form(unit, form)
         if size is not None:
@@ -359,3 +361,7 @@ class Dies:
 
     def _abbreviations(self, at: int) -> Abbreviations:
         return Abbreviations(self.sections.abbrev, at)
+
+    def _outermost(self, unit: Unit) -> list[int]:
+        """Give the list of the entries right below the one that a unit begins with, for others to go on with."""
+        return [self.die(unit.first, unit).after]

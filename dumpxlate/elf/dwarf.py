@@ -21,24 +21,27 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dumpxlate.elf.address_ranges import units_of_addresses
 from dumpxlate.elf.container import read_elf
 from dumpxlate.elf.die_search import named
 from dumpxlate.elf.dies import DebugSections, Dies
-from dumpxlate.elf.dwarf_encoding import AT, TAG, WHAT
+from dumpxlate.elf.dwarf_numbers import AT, TAG
 from dumpxlate.elf.sections import build_id_of, section_bytes
 from dumpxlate.elf.symbols import elf_symbols
+from dumpxlate.elf.units import WHAT
 from dumpxlate.errors import CorruptDumpError, FormatError, UnknownFormatError
 
 if TYPE_CHECKING:
     from dumpxlate.elf.container import ElfFile
     from dumpxlate.elf.dies import Die
     from dumpxlate.elf.symbols import Symbols
+    from dumpxlate.elf.units import Unit
     from dumpxlate.io.source import Source
 
 __all__ = ["AlternateFile", "DebugInfo", "Field", "alternate_of", "read_debug_info"]
 
 _STRUCTS = frozenset(TAG[name] for name in ("structure_type", "union_type", "class_type"))
-_TYPEDEF, _VARIABLE = frozenset({TAG["typedef"]}), frozenset({TAG["variable"]})
+_TYPEDEF, _VARIABLE, _FUNCTION = (frozenset({TAG[name]}) for name in ("typedef", "variable", "subprogram"))
 _QUALIFIERS = {TAG[name] for name in ("typedef", "const_type", "volatile_type", "restrict_type", "atomic_type")}
 _KINDS = {
     TAG["base_type"]: "base",
@@ -98,17 +101,24 @@ class DebugInfo:
         self._symbols = symbols
         self._types: dict[str, Die | None] = {}
         self._known: dict[tuple[int, int], dict[bytes, tuple[int, Die]]] = {}
-        self._hints: tuple[Die, ...] = ()
+        self._near: tuple[Unit, ...] = ()
 
-    def begin_beside(self, variable: str) -> None:
-        """Look for types first in the unit that has a variable, if one has it.
+    def begin_beside(self, *names: str) -> None:
+        """Look for types first in the units that have some functions, of those names that there are.
 
-        A type that is declared in many units and defined in one is found so without looking at all of them.
+        A type that is declared in many units and defined in one is found so without looking at all of them. Where
+        the addresses of functions do not lead to units, the first name is searched for, of a variable too.
 
         Raises:
             CorruptDumpError: the debug information contradicts itself.
         """
-        self._hints += tuple(itertools.islice(named(self.dies, variable, _VARIABLE), 1))
+        addresses = {address for name in names if (address := self._symbol(name)) is not None}
+        places = units_of_addresses(self.dies.sections.ranges, self.endian, addresses).values()
+        found = [unit for at in places if (unit := self.dies.units.around(at))]
+        if not found:
+            first = (die.unit for die in named(self.dies, names[0], _VARIABLE | _FUNCTION) if die.file is self.dies)
+            found = list(itertools.islice(first, 1))
+        self._near = tuple(dict.fromkeys([*self._near, *found]))
 
     def size(self, name: str) -> int | None:
         """Give the bytes of a structure or of another named type; None where there is none of that name.
@@ -144,16 +154,34 @@ class DebugInfo:
     def address(self, name: str) -> int | None:
         """Give the address that a variable or a function is linked to; None where there is none of that name.
 
-        The symbol table is asked first; a variable inside a function is found by its own name all the same, although
-        compilers add a number to its symbol.
+        Raises:
+            CorruptDumpError: the debug information contradicts itself.
+        """
+        found = self.variable(name)
+        return None if found is None else found[1]
+
+    def variable(self, *names: str) -> tuple[str, int] | None:
+        """Give the first of some names that a variable has, and the address that it is linked to.
+
+        The symbol table is asked first, for all of them: it is small. A variable inside a function is found by its own
+        name all the same, although compilers add a number to its symbol.
 
         Raises:
             CorruptDumpError: the debug information contradicts itself.
         """
-        found = self._symbols.address(name) if self._symbols else None
-        if found is not None:
-            return found
-        for die in named(self.dies, name, _VARIABLE):
+        for place in (self._symbol, self._located):
+            for name in names:
+                address = place(name)
+                if address is not None:
+                    return name, address
+        return None
+
+    def _symbol(self, name: str) -> int | None:
+        return self._symbols.address(name) if self._symbols else None
+
+    def _located(self, name: str) -> int | None:
+        """Give the address of a variable as its entry has it."""
+        for die in named(self.dies, name, _VARIABLE, near=self._near):
             value = die.values.get(AT["location"])
             at = _address(die, value.data) if value and isinstance(value.data, bytes) else -1
             if at >= 0:
@@ -179,7 +207,8 @@ class DebugInfo:
     def _type(self, name: str) -> Die | None:
         """Find the complete definition of a type: of a structure by its tag, else by what a typedef calls it."""
         if name not in self._types:
-            near = (*self._hints, *(die for die in self._types.values() if die))
+            others = (die.unit for die in self._types.values() if die and die.file is self.dies)
+            near = dict.fromkeys((*self._near, *others))
             found = next(named(self.dies, name, _STRUCTS | {TAG["base_type"]}, near=near), None)
             if found is None:
                 types = (_stripped(die) for die in named(self.dies, name, _TYPEDEF, near=near))
@@ -188,13 +217,14 @@ class DebugInfo:
         return self._types[name]
 
 
-def read_debug_info(source: Source, *, alternate: DebugInfo | None = None) -> DebugInfo:
+def read_debug_info(source: Source, *, file: ElfFile | None = None, alternate: DebugInfo | None = None) -> DebugInfo:
     """Read the debug information of a program, or of the file that it was split off to.
 
     The sections that are needed are held in memory; the source may be closed then.
 
     Args:
         source: the file.
+        file: its headers, where somebody has read them.
         alternate: what ``alternate_of`` names, where it is at hand.
 
     Raises:
@@ -202,13 +232,13 @@ def read_debug_info(source: Source, *, alternate: DebugInfo | None = None) -> De
         CorruptDumpError: it contradicts itself.
     """
     try:
-        file = read_elf(source)
+        file = file or read_elf(source)
         sections = _sections(source, file)
         if not sections.info:
             raise UnknownFormatError("has no debug information (.debug_info)")
         dies = Dies(sections, file.endian, alternate=alternate.dies if alternate else None)
         try:
-            symbols = elf_symbols(source)
+            symbols = elf_symbols(source, file)
         except UnknownFormatError:
             symbols = None
         return DebugInfo(file, dies, symbols, build_id_of(source, file))
@@ -219,21 +249,25 @@ def read_debug_info(source: Source, *, alternate: DebugInfo | None = None) -> De
 
 def _sections(source: Source, file: ElfFile) -> DebugSections:
     """Read the sections; what .debug_types holds is put behind what .debug_info holds."""
-    info, types, abbrev, strings, line_strings, offsets, addresses = (
+    info, types, abbrev, strings, line_strings, offsets, addresses, ranges = (
         section_bytes(source, file, f".debug_{name}")
-        for name in ("info", "types", "abbrev", "str", "line_str", "str_offsets", "addr")
+        for name in ("info", "types", "abbrev", "str", "line_str", "str_offsets", "addr", "aranges")
     )
     whole = info + types if types else info
-    return DebugSections(whole, abbrev, strings, line_strings, offsets, addresses, types_at=len(info))
+    return DebugSections(whole, abbrev, strings, line_strings, offsets, addresses, ranges, types_at=len(info))
 
 
-def alternate_of(source: Source) -> AlternateFile | None:
+def alternate_of(source: Source, file: ElfFile | None = None) -> AlternateFile | None:
     """Say where dwz moved the entries that a file shares with others.
+
+    Args:
+        source: the file.
+        file: its headers, where somebody has read them.
 
     Raises:
         CorruptDumpError: the headers contradict the file.
     """
-    name, _, build_id = section_bytes(source, read_elf(source), ".gnu_debugaltlink").partition(b"\0")
+    name, _, build_id = section_bytes(source, file or read_elf(source), ".gnu_debugaltlink").partition(b"\0")
     return AlternateFile(name.decode("utf-8", "replace"), build_id.hex()) if build_id else None
 
 

@@ -1,97 +1,45 @@
-"""How debug information is encoded (DWARF 2 to 5): headers of units, tables of abbreviations, forms of values.
+"""How entries of debug information are encoded (DWARF 2 to 5): tables of abbreviations, forms of values.
 
-Sources: the DWARF 5 standard, sections 7.4 to 7.6; extensions of gcc and dwz as in binutils' dwarf2.def. Numbers are
-named by pyelftools.
+Sources: the DWARF 5 standard, sections 7.4 to 7.6; extensions of gcc and dwz as in binutils' dwarf2.def.
 """
 
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from elftools.dwarf.enums import ENUM_DW_AT, ENUM_DW_FORM, ENUM_DW_TAG
-
+from dumpxlate.elf.dwarf_numbers import AT, FORM
+from dumpxlate.elf.units import WHAT, Unit
 from dumpxlate.errors import CorruptDumpError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dumpxlate.structs import Endian
-
 __all__ = [
     "ALTERNATE_REFERENCES",
     "ALTERNATE_STRINGS",
-    "AT",
     "BLOCKS",
-    "FORM",
     "LEB",
     "LEB_BLOCKS",
     "REFERENCES",
     "STRING_INDEXES",
-    "TAG",
-    "WHAT",
     "Abbreviation",
     "Abbreviations",
-    "Unit",
-    "read_units",
     "size_of_form",
     "sleb",
     "uleb",
 ]
 
-AT: dict[str, int] = {str(name).removeprefix("DW_AT_"): number for name, number in ENUM_DW_AT.items()}
-FORM: dict[str, int] = {str(name).removeprefix("DW_FORM_"): number for name, number in ENUM_DW_FORM.items()}
-TAG: dict[str, int] = {str(name).removeprefix("DW_TAG_"): number for name, number in ENUM_DW_TAG.items()}
-
-WHAT = "debug information"
-
-_UNITS_LIMIT = 1 << 18
-"""Units of one file: Linux has 3,000, a browser 30,000."""
 _CODES_LIMIT = 1 << 16
 _ATTRIBUTES_LIMIT = 256
 """Attributes of one entry: compilers write 30 at most."""
-_DWARF64 = 0xFFFFFFFF
-_DWO, _TYPE = (4, 5), (2, 6)  # types of units whose headers are longer
 
 _U = rb"[\x80-\xff]*+[\x00-\x7f]"
 _DECLARATION = re.compile(
     rb"(?!\x00)(%b)(%b)(.)((?:(?!\x00\x00)%b(?:\x21%b|(?!\x21)%b))*+)\x00\x00" % (_U, _U, _U, _U, _U), re.DOTALL
 )
 """An abbreviation: its code, tag, whether children follow, attributes each with its form (0x21 with a constant)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One unit: what decoding its entries needs.
-
-    Attributes:
-        start: of its header, in .debug_info.
-        first: of its first entry.
-        stop: where it ends.
-        version: of DWARF.
-        address_size: bytes of an address.
-        offset_size: bytes of an offset: 4, or 8 in 64-bit DWARF.
-        abbrev: offset of its abbreviations.
-        signature: by which others refer to the type that it is of; None for what is no type unit.
-        type_at: where that type is, from the unit's start.
-    """
-
-    start: int
-    first: int
-    stop: int
-    version: int
-    address_size: int
-    offset_size: int
-    abbrev: int
-    signature: int | None = None
-    type_at: int = 0
-
-    @property
-    def is_usual(self) -> bool:
-        """Whether values have the sizes that abbreviations count with."""
-        return self.offset_size == 4 and self.address_size == 8 and self.version > 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,47 +134,6 @@ def _usual_places(forms: list[tuple[int, int, int]]) -> tuple[int, int, tuple[in
     return at, sibling, name
 
 
-def read_units(info: bytes, endian: Endian, types_at: int) -> Iterator[Unit]:
-    """Walk over the headers of the units; from an offset on they are those of .debug_types."""
-    at, count = 0, 0
-    while at < len(info):
-        count += 1
-        try:
-            unit = _unit(info, at, endian, is_type=at >= types_at)
-        except struct.error as error:
-            raise CorruptDumpError("a unit's header leaves the section", offset=at, what=WHAT) from error
-        if not 2 <= unit.version <= 5 or unit.stop > len(info) or unit.first > unit.stop or count > _UNITS_LIMIT:
-            raise CorruptDumpError(
-                f"unit of version {unit.version} and {unit.stop - at} bytes: expected versions 2 to 5, "
-                f"{len(info) - at} bytes at most, and no more than {_UNITS_LIMIT} units",
-                offset=at,
-                what=WHAT,
-            )
-        yield unit
-        at = unit.stop
-
-
-def _unit(info: bytes, start: int, endian: Endian, *, is_type: bool) -> Unit:
-    (length,) = struct.unpack_from(endian + "I", info, start)
-    at, word, offset_size = start + 4, "I", 4
-    if length == _DWARF64:
-        (length,) = struct.unpack_from(endian + "Q", info, at)
-        at, word, offset_size = at + 8, "Q", 8
-    stop = at + length
-    (version,) = struct.unpack_from(endian + "H", info, at)
-    if version < 5:
-        abbrev, address_size = struct.unpack_from(f"{endian}{word}B", info, at + 2)
-        first = at + 3 + offset_size
-    else:
-        kind, address_size, abbrev = struct.unpack_from(f"{endian}2B{word}", info, at + 2)
-        first, is_type = at + 4 + offset_size + (8 if kind in _DWO else 0), kind in _TYPE
-    signature, type_at = None, 0
-    if is_type:
-        signature, type_at = struct.unpack_from(f"{endian}Q{word}", info, first)
-        first += 8 + offset_size
-    return Unit(start, first, stop, version, address_size, offset_size, abbrev, signature, type_at)
-
-
 def uleb(data: bytes, at: int) -> tuple[int, int]:
     """Read an unsigned LEB128; gives where it ends, too."""
     byte = data[at]
@@ -280,9 +187,11 @@ ALTERNATE_STRINGS = _forms("strp_sup GNU_strp_alt")
 
 def size_of_form(unit: Unit, form: int) -> int | None:
     """Give the bytes of a value of a form that has a fixed size."""
+    if form in _SIZES:
+        return _SIZES[form]
     if form in _OFFSETS:
         return unit.address_size if form == FORM["ref_addr"] and unit.version == 2 else unit.offset_size
-    return unit.address_size if form == FORM["addr"] else _SIZES.get(form)
+    return unit.address_size if form == FORM["addr"] else None
 
 
 _USUAL = Unit(start=0, first=0, stop=0, version=5, address_size=8, offset_size=4, abbrev=0)

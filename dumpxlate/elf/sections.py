@@ -54,8 +54,19 @@ def section_bytes(source: Source, file: ElfFile, name: str) -> bytes:
             offset=section.offset,
             what=name,
         )
-    body = source.view(section.offset, section.size)
-    return _unpack(body, section, file, source.name) if section.flags & _SHF_COMPRESSED else bytes(body)
+    if section.flags & _SHF_COMPRESSED:
+        return _unpack(source.view(section.offset, section.size), section, file, source.name)
+    return whole(source, section.offset, section.size)
+
+
+def whole(source: Source, offset: int, length: int) -> bytes:
+    """Copy a range once; a view of a file that becomes bytes is two copies.
+
+    Raises:
+        TruncatedDumpError: the source ends inside it.
+    """
+    data = source.read(offset, length)
+    return data if len(data) == length else bytes(source.view(offset, length))
 
 
 def _unpack(body: memoryview, section: Section, file: ElfFile, path: str) -> bytes:

@@ -12,11 +12,13 @@ from bisect import bisect_right
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from dumpxlate.elf.search import places
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dumpxlate.elf.dies import Dies
-    from dumpxlate.elf.dwarf_encoding import Unit
+    from dumpxlate.elf.units import Unit
 
 __all__ = ["StringNumbers"]
 
@@ -52,13 +54,10 @@ class StringNumbers:
         """
         data, order = self._dies.sections.string_offsets, self._dies.order
         starts = list(self._tables) if data else []
-        pattern = offset.to_bytes(4, order)
-        at = data.find(pattern)
-        while at >= 0:
+        for at in places(data, offset.to_bytes(4, order)):
             row = bisect_right(starts, at) - 1
             for unit in self._tables[starts[row]] if row >= 0 else ():
                 low = unit.offset_size - 4 if order == "big" else 0  # the half of a wide number that is searched for
                 number, rest = divmod(at - low - starts[row], unit.offset_size)
                 if not rest:
                     yield unit, number
-            at = data.find(pattern, at + 1)

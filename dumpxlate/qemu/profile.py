@@ -34,12 +34,17 @@ _OFFSET_LIMIT = 1 << 20
 _HEX = re.compile(r"0x[0-9a-f]{1,16}")
 
 _NEEDED = (  # noqa: SIM905 - shorter
-    # FlatRange comes first: one unit defines it, that of _BESIDE, which defines all others too.
+    # FlatRange comes first: one unit defines it, that of the first in _BESIDE, which defines nearly all others too.
     "FlatRange.mr FlatRange.offset_in_region FlatRange.addr.start FlatRange.addr.size "
     "AddressSpace.current_map FlatView.ranges FlatView.nr "
     "MemoryRegion.ram MemoryRegion.alias MemoryRegion.alias_offset RAMBlock.host RAMBlock.offset RAMBlock.idstr"
 ).split()
-_BESIDE = "memory_region_transaction_depth"
+_BESIDE = (
+    "memory_region_transaction_begin",
+    "vmcoreinfo_realize",
+    *(f"{target}_cpu_gdb_read_register" for target in ("x86", "arm", "ppc", "s390", "riscv")),
+)
+"""Functions from units that define what is wanted; all releases have them."""
 _CHOICES = (
     # Until 2.5 a region knows its RAM by an address in the space of all blocks, and until 2.2 blocks have one length.
     ("MemoryRegion.ram_block", "MemoryRegion.ram_addr"),
@@ -76,7 +81,13 @@ _REGISTERS = {
     "stvec": "gpr pc",
 }
 _SIZES = ("FlatRange", "SegmentCache")
-_VARIABLES = ["address_space_memory", "ram_list", "cpus", "cpus_queue", "vmcoreinfo_state", "kvm_allowed"]
+_VARIABLES = (
+    ("address_space_memory",),
+    ("ram_list",),
+    ("cpus_queue", "cpus"),  # called cpus until 8.1
+    ("vmcoreinfo_state",),
+    ("kvm_allowed",),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +131,7 @@ class Profile:
             CorruptDumpError: it contradicts itself.
         """
         places = {}
-        info.begin_beside(_BESIDE)
+        info.begin_beside(*_BESIDE)
         for path in (*_NEEDED, *(path for paths in _CHOICES for path in paths), *_OPTIONAL):
             found = info.field(path)
             if found is not None:
@@ -128,7 +139,7 @@ class Profile:
         _narrow(info, places)
         places |= _registers(info)
         sizes = {name: size for name in _SIZES if (size := info.size(name))}
-        addresses = {name: at for name in _VARIABLES if (at := info.address(name)) is not None}
+        addresses = dict(filter(None, (info.variable(*names) for names in _VARIABLES)))
         made = cls(info.build_id, info.entry, info.bits, info.endian, addresses, sizes, places, source)
         made._check()
         return made

@@ -45,7 +45,7 @@ def read_cpus(reader: Reader, remarks: list[str]) -> tuple[Cpu, ...]:
 def _processors(reader: Reader) -> list[int]:
     """Walk over the list of processors."""
     # Called cpus until 8.1.
-    head = reader.variable("cpus", "cpus_queue")
+    head = reader.variable("cpus_queue", "cpus")
     if head is None or reader.profile.place("CPUState.node.tqe_next") is None:
         return []
     found: list[int] = []

@@ -130,6 +130,21 @@ def build(
     return made | ({".debug_addr": struct.pack(order + "IHBB", 4 + len(table), 5, address, 0) + table} if table else {})
 
 
+def address_ranges(
+    units: Sequence[tuple[int, Sequence[tuple[int, int]]]], *, order: str = "<", address: int = 8, wide: bool = False
+) -> bytes:
+    """A .debug_aranges: offset of each unit in .debug_info, and the ranges (address, length) of its code."""
+    out, pair = b"", struct.Struct(order + ("2Q" if address == 8 else "2I"))
+    for unit, ranges in units:
+        head = struct.pack(order + ("HQBB" if wide else "HIBB"), 2, unit, address, 0)
+        before = 12 if wide else 4  # the length itself
+        head += bytes(-(before + len(head)) % pair.size)
+        body = head + b"".join(pair.pack(*each) for each in [*ranges, (0, 0)])
+        out += struct.pack(order + "IQ", 0xFFFFFFFF, len(body)) if wide else struct.pack(order + "I", len(body))
+        out += body
+    return out
+
+
 class _Maker:
     def __init__(
         self,

@@ -9,12 +9,15 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from elftools.dwarf import enums
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dumpxlate import errors
 from dumpxlate.elf.debug_files import debug_file_of, find_debug_file, open_debug_info
+from dumpxlate.elf.die_search import named
 from dumpxlate.elf.dwarf import AlternateFile, Field, alternate_of, read_debug_info
+from dumpxlate.elf.dwarf_numbers import AT, FORM, TAG
 from dumpxlate.io.source import BytesSource, open_source
 from tests.builders import dwarf
 from tests.builders.dwarf import Die, base, member, pointer, structure
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dumpxlate.elf.dwarf import DebugInfo
+
+
+STRUCTS = frozenset({0x13})
 
 
 def read(sections: dict[str, bytes], **options: Any) -> DebugInfo:
@@ -109,6 +115,71 @@ def test_the_unit_to_begin_with(numbered: str) -> None:
     assert info.field("Flat.a") == Field(8, 8, "base")
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("address", "wide"), [(8, False), (8, True), (4, False)])
+def test_the_unit_of_a_function(order: str, address: int, wide: bool) -> None:
+    """Units may define a name differently; that of a function is found by its address, without a look at others."""
+    units = [[base("int", 4), structure("Flat", 4 * number, member("a", 0, base("int", 4)))] for number in (1, 2, 3)]
+    for each in units:
+        each[1].children[0].values[1] = ("type", "ref4", each[0])
+    sections = dwarf.build(units, version=5, order=order, address=address)
+    starts = [0]
+    for _ in range(2):
+        starts.append(starts[-1] + 4 + struct.unpack_from(order + "I", sections[".debug_info"], starts[-1])[0])
+    code = [[(0x1000, 0x100)], [(0x2000, 0x80), (0x5000, 0x10)], [(0x3000, 0x100)]]
+    table = dwarf.address_ranges(list(zip(starts, code, strict=True)), order=order, address=address, wide=wide)
+    places = {"other": 0x1010, "second": 0x500F, "third": 0x3000, "nowhere": 0x5010}
+
+    def flat(table: bytes, *names: str) -> int | None:
+        given = sections | {".debug_aranges": table}
+        info = read(given, order=order, symbols=places, bits=8 * address)
+        info.begin_beside(*names)
+        return info.size("Flat")
+
+    assert flat(table, "second") == 8
+    assert flat(table, "absent", "third") == 12
+    for broken in (b"", table[:-3], table[: len(table) // 2 + 1], table.replace(b"\x02", b"\xff"), bytes(64)):
+        assert flat(broken, "nowhere", "third") in (4, 12)
+    assert flat(table, "nowhere") == 4
+    lost = dwarf.address_ranges([(1 << 24, [(0x3000, 0x100)])], order=order, address=address, wide=wide)
+    assert flat(lost, "third") == 4
+
+
+def test_only_units_that_are_met_are_read() -> None:
+    """A unit of an unknown version among others: it is no reason to refuse what stands in those."""
+    sections = dwarf.build([sample(), sample(), sample()], version=5)
+    body = bytearray(sections[".debug_info"])
+    first = 4 + struct.unpack_from("<I", body)[0]
+    struct.pack_into("<H", body, first + 4, 6)
+    info = read(sections | {".debug_info": bytes(body)})
+    assert info.size("FlatRange") == 320
+    with pytest.raises(errors.CorruptDumpError, match="unit of version 6"):
+        list(info.dies.units)
+
+
+def test_a_list_of_entries_that_ends_early() -> None:
+    """What stands behind the end of a unit's list looks like an entry, and is none."""
+    sections = dwarf.build([[base("char", 1)], sample()], version=4)
+    body = bytearray(sections[".debug_info"])
+    start = 4 + struct.unpack_from("<I", body)[0]
+    info = read(sections)
+    entry = next(iter(named(info.dies, "FlatRange", STRUCTS)))
+    assert entry.at > start
+    at = info.dies.units.around(start).first  # type: ignore[union-attr]
+    body[info.dies.die(at).after] = 0
+    assert read(sections | {".debug_info": bytes(body)}).size("FlatRange") is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "prefix"),
+    [(AT, enums.ENUM_DW_AT, "DW_AT_"), (FORM, enums.ENUM_DW_FORM, "DW_FORM_"), (TAG, enums.ENUM_DW_TAG, "DW_TAG_")],
+)
+def test_numbers_are_those_of_pyelftools(ours: dict[str, int], theirs: dict[str, int], prefix: str) -> None:
+    assert ours == {name: theirs[prefix + name] for name in ours}
+    if prefix == "DW_FORM_":
+        assert {str(name).removeprefix(prefix) for name in theirs} - {"_default_", "null"} == ours.keys()
+
+
 def test_every_number_a_name() -> None:
     sections = dwarf.build([sample()], version=5, numbered="strx2")
     at = sections[".debug_str"].index(b"FlatRange")
@@ -181,9 +252,10 @@ def test_what_compilers_write(tmp_path: Path, compiler: str, switches: str, type
     # A variable in a function is inner.0 (gcc) or holder.inner (clang).
     addresses = {re.sub(r"\.\d+$|^holder\.", "", row.split()[-1]): row.split()[0] for row in listed.splitlines()}
     info = open_debug_info(tmp_path / "program")
-    info._symbols = None
+    info.begin_beside("holder")  # by its address, where there is a table of them: clang writes none
+    near, info._symbols, info._near = info._near, None, ()
     info.begin_beside("ranges")
-    assert info._hints
+    assert info._near == near != ()
     assert info.field("Range.addr.size") == info.field("Flat.addr.size") == Field(32, 16, "base")
     assert info.field("Flat.b") == Field(50, 2, "base")
     assert info.field("Flat.id") == Field(52, 256, "array", element=1)
