@@ -18,18 +18,17 @@ from dumpxlate.io.sink import FileSink, PipeSink
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.registry import find_format
 from dumpxlate.writing.destination import FLATTENED, Named, open_destination
-from dumpxlate.writing.inputs import changed, identity, states
+from dumpxlate.writing.inputs import changed, states
 from dumpxlate.writing.pump import BadPages, Pump
 from dumpxlate.writing.refusals import lost_beside, refuse_damage, refuse_loss
 from dumpxlate.writing.report import Report, completed
-from dumpxlate.writing.resume import Resumption
-from dumpxlate.writing.resume import resumption as prepare_resumption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dumpxlate.dump import Dump
     from dumpxlate.writing.destination import Destination
+    from dumpxlate.writing.resume import Resumption
 
 __all__ = ["FLATTENED", "BadPages", "Report", "convert", "convert_set"]
 
@@ -131,8 +130,7 @@ class _Run:
         with contextlib.ExitStack() as opened:
             resumption = None
             if resume:
-                work = identity(dump, writer, self.options, format=report.format, canonical=dump.machine.canonical)
-                resumption = opened.enter_context(prepare_resumption(target, writer, work, flattened=flattened))
+                resumption = opened.enter_context(self._resumption(report.format, target, flattened=flattened))
                 named = resumption.named
             where = opened.enter_context(
                 open_destination(
@@ -156,6 +154,15 @@ class _Run:
             if resumption:
                 resumption.remove()
         return replace(report, seconds=meter.seconds, verified=verify)
+
+    def _resumption(self, format: str, target: str | os.PathLike[str] | PipeSink, *, flattened: bool) -> Resumption:
+        """Prepare to go on with what an earlier call left, or to leave something."""
+        from dumpxlate.writing.identity import identity
+        from dumpxlate.writing.resume import resumption
+
+        dump, writer = self.dump, self.pump.writer
+        work = identity(dump, writer, self.options, format=format, canonical=dump.machine.canonical)
+        return resumption(target, writer, work, flattened=flattened)
 
     def _begin(self, where: Destination, resumption: Resumption | None) -> int:
         """Write what stands before the pages, or go on; gives the pages that are written already."""

@@ -231,7 +231,7 @@ def test_another_conversion_does_not_go_on_from_it(
     elif change == "format":
         target = "lime"
     elif change == "version":
-        monkeypatch.setattr("dumpxlate.writing.inputs.__version__", "9")
+        monkeypatch.setattr("dumpxlate.writing.identity.__version__", "9")
     else:
         path.write_bytes(elf_cores.core(small_guest(), "plain"))
     kept = {name: (tmp_path / name).read_bytes() for name in (".out.partial", ".out.journal")}

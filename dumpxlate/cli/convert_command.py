@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -206,11 +205,13 @@ def _report_to(
     path: Path | None, inputs: list[str], *, force: bool
 ) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """Open a report's file before the conversion begins: hours later is too late to hear that it exists."""
-    from dumpxlate.io.sink import FileSink
-
     if path is None:
         yield lambda _: None
         return
+    import json
+
+    from dumpxlate.io.sink import FileSink
+
     with FileSink(path, overwrite=force, inputs=inputs) as sink:
 
         def write(described: list[dict[str, Any]]) -> None:

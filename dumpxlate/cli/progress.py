@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import contextmanager
@@ -102,6 +101,8 @@ def _line(progress: Progress) -> None:
 
 
 def _json(progress: Progress) -> None:
+    import json
+
     say(
         json.dumps(
             {

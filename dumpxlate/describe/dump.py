@@ -14,7 +14,6 @@ from dumpxlate.dump import Space
 from dumpxlate.p2m.map import DeferredP2M
 from dumpxlate.registry import all_formats, all_wrappers, reads
 from dumpxlate.stores import DeferredStore
-from dumpxlate.xen_host.crash_note import host_signs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,6 +123,8 @@ def _pages(pages: PageStore) -> dict[str, Any]:
 
 def _xen_host(dump: Dump) -> dict[str, Any] | None:
     """Say what in the headers tells of a whole Xen host."""
+    from dumpxlate.xen_host.crash_note import host_signs
+
     signs = None if dump.machine.paravirtual else host_signs(dump)
     if signs is None:
         return None

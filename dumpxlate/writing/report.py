@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from dumpxlate.canonical.store import CanonicalStore
 from dumpxlate.format import Remarking
 from dumpxlate.verify.missing import Missing, missing_pages
 
@@ -79,7 +78,7 @@ def completed(dump: Dump, pump: Pump, report: Report) -> Report:
     """Complete a report with what was counted."""
     ram, writer = dump.pages.ram, pump.writer
     excluded = pump.counts["excluded"] + ram.count - writer.pages.count
-    rewritten = dump.pages.rewritten() if isinstance(dump.pages, CanonicalStore) else None
+    rewritten = _rewritten(dump)
     said = writer.remarks if isinstance(writer, Remarking) else ()
     return replace(
         report,
@@ -92,3 +91,12 @@ def completed(dump: Dump, pump: Pump, report: Report) -> Report:
         rewritten=rewritten,
         missing=missing_pages(dump.pages, pump.bad),
     )
+
+
+def _rewritten(dump: Dump) -> Rewritten | None:
+    """Say what became of page tables, if they were rewritten on the way."""
+    if not dump.machine.canonical:
+        return None
+    from dumpxlate.canonical.store import CanonicalStore
+
+    return dump.pages.rewritten() if isinstance(dump.pages, CanonicalStore) else None

@@ -11,7 +11,6 @@ import numpy as np
 
 from dumpxlate.elf.container import Segments
 from dumpxlate.pageset import PageRuns, difference
-from dumpxlate.paging.mappings import cut
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
@@ -45,6 +44,8 @@ def mapped_loads(held: PageRuns, missing: PageRuns, mappings: Mappings, *, unmap
         mappings: what is mapped.
         unmapped: plan also segments for memory that nothing maps, with virtual address 0.
     """
+    from dumpxlate.paging.mappings import cut  # few conversions have to do with page tables
+
     parts = []
     found, lost = cut(mappings, held), cut(mappings, missing)
     parts.append(_with_bytes(held, found.physical, found.length, found.virtual))
