@@ -25,10 +25,12 @@ from dumpxlate.elf.notes import MAX_NOTES, NT_AUXV, NT_FILE, NT_PRPSINFO, parse_
 from dumpxlate.errors import FormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dumpxlate.elf.container import ElfFile
     from dumpxlate.io.source import Source
 
-__all__ = ["Mapping", "ProcessNotes", "qemu_program", "read_notes"]
+__all__ = ["Mapping", "ProcessNotes", "program_files", "qemu_program", "read_notes"]
 
 _NOTES_LIMIT = 64 << 20
 _FIRST_NOTES = 64
@@ -76,8 +78,18 @@ def qemu_program(source: Source) -> str | None:
         return None
     if _NAMES.fullmatch(process.program):
         return process.program
-    names = (mapping.name.rpartition("/")[2].removesuffix(" (deleted)") for mapping in process.files)
-    return next((name for name in names if _NAMES.fullmatch(name)), None) if process.program else None
+    mapped = program_files(process.files) if process.program else ()
+    return _base_name(mapped[0]) if mapped else None
+
+
+def program_files(files: Sequence[Mapping]) -> tuple[Mapping, ...]:
+    """Give the mappings of the program itself, as far as its name tells: an upgrade may have deleted the file."""
+    named = [each for each in files if _NAMES.fullmatch(_base_name(each))]
+    return tuple(each for each in named if each.name == named[0].name)
+
+
+def _base_name(mapping: Mapping) -> str:
+    return mapping.name.rpartition("/")[2].removesuffix(" (deleted)")
 
 
 def read_notes(source: Source, file: ElfFile, *, limit: int = MAX_NOTES) -> ProcessNotes:

@@ -14,7 +14,7 @@ from dumpxlate.elf.container import PT_NOTE, elf_head, read_elf
 from dumpxlate.elf.sections import build_id_of_notes
 from dumpxlate.errors import CorruptDumpError, FormatError
 from dumpxlate.extents import first_wins, merge
-from dumpxlate.formats.qemu_core.notes import read_notes
+from dumpxlate.formats.qemu_core.notes import program_files, read_notes
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
@@ -198,11 +198,22 @@ class Process:
         except (FormatError, struct.error):
             return None
 
+    @cached_property
+    def program_files(self) -> tuple[Mapping, ...]:
+        """Where the program's own file is mapped."""
+        return program_files(self.files)
+
+    def _first_page(self) -> int | None:
+        """Give where the program's ELF header lies, with its program headers right behind it."""
+        mapped, headers = self.program_files, self.auxv.get(AT_PHDR)
+        if headers is not None and (not mapped or any(each.start <= headers < each.stop for each in mapped)):
+            return headers & ~0xFFF
+        return min((each.start for each in mapped), default=None)
+
     def _build_id(self) -> str | None:
-        headers = self.auxv.get(AT_PHDR)
-        if headers is None:
+        base = self._first_page()
+        if base is None:
             return None
-        base = headers & ~0xFFF
         head = self.memory.read(base, 64, "ELF header")
         _, endian, header = elf_head(memoryview(head))
         if header.e_phentsize < (56 if self.file.bits == 64 else 32):

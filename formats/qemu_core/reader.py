@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from dumpxlate.arch import arm, by_machine_or_unknown, by_name, i386, x86_64
 from dumpxlate.dump import Cpu, Dump, Machine
-from dumpxlate.elf.container import PT_NOTE
 from dumpxlate.errors import CorruptDumpError, PageUnavailableError, UnsupportedFeatureError
 from dumpxlate.formats.qemu_core.cpus import read_cpus
+from dumpxlate.formats.qemu_core.load_address import load_bias
 from dumpxlate.formats.qemu_core.missing import missing_ram
-from dumpxlate.formats.qemu_core.process import AT_ENTRY, read_process, without_holes
+from dumpxlate.formats.qemu_core.process import read_process, without_holes
 from dumpxlate.formats.qemu_core.ram import GuestRam, Reader, guest_ram
 from dumpxlate.memory import PhysicalMemory
 from dumpxlate.pageset import EMPTY, PageRuns, difference, union
@@ -113,7 +113,7 @@ def _find(process: Process, options: OpenOptions) -> _Found:
     remarks = (
         [] if process.build_id else ["the core does not tell its build id: whether the knowledge fits is not sure"]
     )
-    reader = Reader(process, profile, _bias(process, profile.entry))
+    reader = Reader(process, profile, load_bias(process, profile.entry, remarks))
     try:
         ram = guest_ram(reader)
     except CorruptDumpError as error:
@@ -140,28 +140,6 @@ def _infer(process: Process, options: OpenOptions) -> _Found:
     below = told.ram_below_4g if options.ram_below_4g is None else options.ram_below_4g
     found = infer_ram(process, machine, below, says, x86=x86)
     return _Found(found.ram, "inferred", None, list(found.evidence), found.attributes)
-
-
-def _bias(process: Process, entry: int) -> int:
-    """Give what the program was moved by when it was loaded.
-
-    Raises:
-        CorruptDumpError: the core does not tell, or tells of another program.
-    """
-    at = process.auxv.get(AT_ENTRY)
-    if at is None:
-        notes = process.file.segments.where(process.file.segments.type == PT_NOTE).offset
-        raise CorruptDumpError(
-            "no AT_ENTRY: the load address is not known",
-            offset=max(int(notes[0]), 0) if len(notes) else 0,
-            what="NT_AUXV",
-        )
-    if (at - entry) % _PAGE:
-        raise CorruptDumpError(
-            f"AT_ENTRY {at:#x} is no whole number of pages from {entry:#x}: the debug information is of another build",
-            what="NT_AUXV",
-        )
-    return at - entry
 
 
 def _store(

@@ -208,6 +208,7 @@ def build(
     circle: str = "",
     first_page: bool = True,
     stack: bool = True,
+    auxv: dict[int, int | None] | None = None,
     **options: Any,
 ) -> Core:
     """A core.
@@ -223,6 +224,7 @@ def build(
         lies: members of the FlatView that shall be wrong: nr, ranges.
         circle: "cpus" or "blocks": a list whose last element leads to its first.
         first_page: whether the program's first page, with its build id, is in the core.
+        auxv: values of the auxiliary vector that are others; None where there is none.
         options: of ``elf.build``.
     """
     bases, pointer = BASES[bits], bits // 8
@@ -246,7 +248,7 @@ def build(
     data.put(device, (0, pointer), _device(heap, shapes, vmcoreinfo))
     data.put(kvm_at, (0, 1), kvm)
     where = dict(zip(VARIABLES, (space, blocks_at, cpu_head, device, kvm_at), strict=True))
-    body = _core(bases, bits, order, all_blocks, heap, data, program, words, first_page, stack, options)
+    body = _core(bases, bits, order, all_blocks, heap, data, program, words, first_page, stack, auxv or {}, options)
     return Core(
         body,
         _profile(shapes, where, bases["program"], bits, order, native),
@@ -405,13 +407,14 @@ def _core(
     words: Sequence[str],
     first_page: bool,
     stack: bool,
+    told: dict[int, int | None],
     options: dict[str, Any],
 ) -> bytes:
     word = order + ("Q" if bits == 64 else "I")
     base, pointer = bases["program"], bits // 8
     auxv = [(3, base + elf.SIZES[bits][0]), (4, elf.SIZES[bits][1]), (5, 2), (9, base + ENTRY)]
     body, random_at = _stack(bases["stack"], word, [program, *words], auxv)
-    pairs = [*auxv, (25, random_at), (0, 0)]
+    pairs = [(key, told.get(key, value)) for key, value in (*auxv, (25, random_at), (0, 0))]
     files = [(base, base + DATA, f"/usr/bin/{program}")]
     files += [(each.host, each.host + len(each.data), each.file) for each in blocks if each.file]
     fname = program[:15].encode().ljust(16, b"\0")
@@ -419,7 +422,7 @@ def _core(
     named = struct.pack(word[0] + 2 * word[1], len(files), PAGE)
     named += b"".join(struct.pack(word[0] + 3 * word[1], start, stop, 0) for start, stop, _ in files)
     named += b"".join(name.encode() + b"\0" for *_, name in files)
-    flat = [value for pair in pairs for value in pair]
+    flat = [value for pair in pairs if pair[1] is not None for value in pair]
     notes = [
         note("CORE", 1, bytes(336), order=order),
         note("CORE", 3, status, order=order),

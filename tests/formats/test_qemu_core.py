@@ -576,6 +576,38 @@ class TestBuilds:
         with pytest.raises(errors.CorruptDumpError, match="is of another build"):
             opened(core, known(core))
 
+    @pytest.mark.parametrize("bits", [64, 32])
+    @pytest.mark.parametrize("linked", [False, True])
+    @pytest.mark.parametrize(
+        ("auxv", "says"),
+        [
+            ({9: None}, "NT_AUXV does not tell"),
+            ({9: None, 3: None}, "NT_AUXV does not tell"),
+            ({3: 0x7F123040, 9: 0x7F123100}, "NT_AUXV tells of another program, at 0x7f123100"),
+        ],
+    )
+    def test_load_address_by_the_mapped_file(
+        self, known: Callable[[Core], OpenOptions], auxv: dict[int, int | None], says: str, bits: int, linked: bool
+    ) -> None:
+        """The vector is damaged, or that of the dynamic linker where that was told to start QEMU."""
+        core = qemu_core.build(GUEST, bits=bits, auxv=auxv)
+        base = qemu_core.BASES[bits]["program"]
+        if linked:  # no position-independent program
+            core.profile["entry"] = hex(int(core.profile["entry"], 16) + base)
+            places = core.profile["addresses"]
+            places |= {name: hex(int(at, 16) + base) for name, at in places.items()}
+        dump = opened(core, known(core))
+        assert holds(dump)
+        assert any(f"load address, {base:#x}, is that of the program's file" in each for each in dump.remarks)
+        assert any(says in each for each in dump.remarks)
+        assert dump.attributes["build_id"] == qemu_core.BUILD_ID.hex()
+
+    def test_load_address_that_nothing_tells(self, known: Callable[[Core], OpenOptions]) -> None:
+        core = qemu_core.build(GUEST, auxv={9: None}, program="qemu-system-x86_64")
+        data = core.data.replace(b"/usr/bin/qemu-system-x86_64", b"/usr/bin/something_of_mine_")
+        with pytest.raises(errors.CorruptDumpError, match="the load address is not known"):
+            opened(data, known(core))
+
     def test_another_kind_of_host(self, known: Callable[[Core], OpenOptions]) -> None:
         core = qemu_core.build(GUEST)
         core.profile["bits"] = 32
