@@ -10,7 +10,7 @@
 
 One structure out of 200 MB costs milliseconds (``die_search``). The first complete definition counts. Debug information
 that dwz moved into a file that several programs share is followed there. What gcc and clang write is read, type units
-too; what they left beside the program (split DWARF, ``.dwo``) is not.
+too; what they left beside the program (split DWARF, ``.dwo``) is only named.
 
 Sources: the DWARF 5 standard, chapters 4 and 5; dwz(1).
 """
@@ -53,6 +53,8 @@ _KINDS = {
 _CHAIN_LIMIT = 64
 _NAMELESS_LIMIT = 1024
 """Nameless structures in one: those of QEMU's processors have some ten."""
+_UNITS_LOOKED_AT = 4096
+"""Units that are asked whether they are split; programs have them all alike, but for those in assembler."""
 _OP_ADDR, _OP_PLUS_UCONST, _OP_ADDRX = 0x03, 0x23, 0xA1
 
 
@@ -119,6 +121,19 @@ class DebugInfo:
             first = (die.unit for die in named(self.dies, names[0], _VARIABLE | _FUNCTION) if die.file is self.dies)
             found = list(itertools.islice(first, 1))
         self._near = tuple(dict.fromkeys([*self._near, *found]))
+
+    def split_off(self) -> str | None:
+        """Name a file that compilers left debug information in (split DWARF, ``.dwo``); None where none is met.
+
+        Raises:
+            CorruptDumpError: the debug information contradicts itself.
+        """
+        for unit in itertools.islice(self.dies.units, _UNITS_LOOKED_AT):
+            first = self.dies.die(unit.first, unit)
+            name = first.text("dwo_name") or first.text("GNU_dwo_name")
+            if name:
+                return name.decode("utf-8", "replace")
+        return None
 
     def size(self, name: str) -> int | None:
         """Give the bytes of a structure or of another named type; None where there is none of that name.

@@ -141,7 +141,11 @@ class Profile:
         sizes = {name: size for name in _SIZES if (size := info.size(name))}
         addresses = dict(filter(None, (info.variable(*names) for names in _VARIABLES)))
         made = cls(info.build_id, info.entry, info.bits, info.endian, addresses, sizes, places, source)
-        made._check()
+        try:
+            made._check()
+        except UnsupportedFeatureError:
+            _refuse_split(info, source)
+            raise
         return made
 
     @classmethod
@@ -210,6 +214,18 @@ class Profile:
                 raise CorruptDumpError(
                     f"addr.{name} at {place.offset:#x} lies outside FlatRange", path=self.source, what="QEMU profile"
                 )
+
+
+def _refuse_split(info: DebugInfo, source: str) -> None:
+    """Say so where the compiler left in other files what is lacking."""
+    name = info.split_off()
+    if name:
+        raise UnsupportedFeatureError(
+            f"is only a skeleton: the debug information is split off to files such as {name}, which are not read; "
+            "build QEMU without -gsplit-dwarf, or do without (--machine-type, --ram-block)",
+            path=source,
+            feature="split debug information",
+        )
 
 
 def _bounded(value: object) -> int:

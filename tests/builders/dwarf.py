@@ -24,7 +24,7 @@ TAG = {
 AT = {
     "sibling": 0x01, "location": 0x02, "name": 0x03, "byte_size": 0x0B, "upper_bound": 0x2F, "count": 0x37,
     "data_member_location": 0x38, "declaration": 0x3C, "type": 0x49, "signature": 0x69, "str_offsets_base": 0x72,
-    "addr_base": 0x73,
+    "addr_base": 0x73, "dwo_name": 0x76, "GNU_dwo_name": 0x2130,
 }  # fmt: skip
 FORM = {
     "addr": 0x01, "block2": 0x03, "data2": 0x05, "data4": 0x06, "data8": 0x07, "string": 0x08, "block1": 0x0A,
@@ -100,6 +100,7 @@ def build(
     numbered: str = "",
     first_number: int = 0,
     addresses: Sequence[int] = (),
+    split: str = "",
 ) -> dict[str, bytes]:
     """The sections .debug_info, .debug_abbrev and .debug_str of some units, and those that else are needed.
 
@@ -111,11 +112,14 @@ def build(
         numbered: the form in which strings have numbers (strx1 to strx4), as clang writes them, instead of strp.
         first_number: of a unit's strings that is used.
         addresses: those with numbers.
+        split: name of the file that the rest of each unit is split off to.
     """
     strings = strings or Strings()
     maker = _Maker(version, order, address, strings, shared or Strings(), first_code, numbered, first_number)
     bases = [("str_offsets_base", "sec_offset", 0)] if numbered else []
     bases += [("addr_base", "sec_offset", 8)] if addresses else []
+    if split:
+        bases.append(("dwo_name" if version >= 5 else "GNU_dwo_name", "strp", split))
     roots = [Die("unit", [("name", "strp", "unit.c"), *bases], list(children)) for children in units]
     type_roots = {signature: Die("type_unit", list(bases), list(each)) for signature, each in (types or {}).items()}
     for _ in range(2):  # sizes do not depend on what references lead to

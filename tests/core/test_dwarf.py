@@ -265,6 +265,20 @@ def test_what_compilers_write(tmp_path: Path, compiler: str, switches: str, type
     assert info.address("inner") == int(addresses["inner"], 16)
 
 
+@pytest.mark.peer
+@pytest.mark.parametrize("switches", ["-gdwarf-4", "-gdwarf-5"])
+def test_what_gcc_splits_off(tmp_path: Path, switches: str) -> None:
+    if not shutil.which("gcc"):
+        pytest.skip("gcc is not installed")
+    (tmp_path / "a.c").write_text(PROGRAM)
+    for more, wanted in (([], None), (["-gsplit-dwarf"], "program-a.dwo")):
+        command = ["gcc", "-g", switches, *more, "a.c", "-o", "program"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        info = open_debug_info(tmp_path / "program")
+        assert info.split_off() == wanted
+        assert (info.size("Flat") is None) == (wanted is not None)
+
+
 def test_codes_of_two_bytes_do_not_confuse() -> None:
     """The second byte of a long code may be the code of another abbreviation, whose name would stand there too."""
     for first in range(120, 140):

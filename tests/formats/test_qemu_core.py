@@ -608,6 +608,14 @@ class TestBuilds:
         with pytest.raises(errors.CorruptDumpError, match="the load address is not known"):
             opened(data, known(core))
 
+    @pytest.mark.parametrize("version", [4, 5])
+    def test_debug_information_that_is_split_off(self, tmp_path: Path, version: int) -> None:
+        (tmp_path / "skeleton").write_bytes(dwarf.elf_file(dwarf.build([[]], version=version, split="memory.dwo")))
+        with pytest.raises(
+            errors.UnsupportedFeatureError, match=r"split off to files such as memory\.dwo.*-gsplit-dwarf"
+        ):
+            Profile.from_debug_info(open_debug_info(tmp_path / "skeleton"), "skeleton")
+
     def test_another_kind_of_host(self, known: Callable[[Core], OpenOptions]) -> None:
         core = qemu_core.build(GUEST)
         core.profile["bits"] = 32
