@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dumpxlate.elf.container import read_elf
 from dumpxlate.elf.dwarf import alternate_of, read_debug_info
-from dumpxlate.elf.sections import build_id_of, section_bytes
+from dumpxlate.elf.sections import build_id_of, find_section, section_bytes
 from dumpxlate.errors import UnknownFormatError
 from dumpxlate.io.source import open_source
 
@@ -45,7 +45,7 @@ def debug_file_of(program: str | os.PathLike[str], root: Path = DEBUG_ROOT) -> P
     path = Path(program)
     with open_source(path) as source:
         file = read_elf(source)
-        section = file.section(".debug_info")
+        section = find_section(file, ".debug_info")
         if section is not None and section.size:
             return path
         build_id = build_id_of(source, file)

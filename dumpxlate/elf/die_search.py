@@ -8,7 +8,6 @@ Sources: the DWARF 5 standard, sections 2.15 and 7.5.
 
 from __future__ import annotations
 
-import contextlib
 from bisect import bisect_right
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -135,7 +134,7 @@ def _named_at(dies: Dies, at: int, forms: frozenset[int], tags: frozenset[int]) 
         except (IndexError, ValueError):
             continue
         if found and found.tag in tags and found.name[1] in forms and after + found.name[0] == at:
-            yield dies.die(start, unit)
+            yield from _entry(dies, unit, start)
 
 
 def _numbered(dies: Dies, unit: Unit, number: int, tags: frozenset[int]) -> Iterator[Die]:
@@ -153,8 +152,20 @@ def _numbered(dies: Dies, unit: Unit, number: int, tags: frozenset[int]) -> Iter
             for gap, code in heads:
                 start = at - gap - len(code)
                 if start >= unit.first and info.startswith(code, start):
-                    with contextlib.suppress(CorruptDumpError):  # what looks like an entry may be none
-                        yield dies.die(start, unit)
+                    yield from _entry(dies, unit, start)
+
+
+def _entry(dies: Dies, unit: Unit, at: int) -> Iterator[Die]:
+    """Decode what looks like an entry; nothing where it does not decode, and none begins there.
+
+    Raises:
+        CorruptDumpError: one begins there.
+    """
+    try:
+        yield dies.die(at, unit)
+    except CorruptDumpError:
+        if _begins_at(dies, unit, at):
+            raise
 
 
 def _heads(dies: Dies, unit: Unit, tags: frozenset[int]) -> dict[int, list[tuple[int, bytes]]]:

@@ -219,6 +219,7 @@ class Dies:
         self.numbers = StringNumbers(self)
         self._table = lru_cache(_TABLES)(self._abbreviations)
         self.walked = lru_cache(_WALKS)(self._outermost)
+        self.base = lru_cache(_TABLES)(self._base)
 
     def unit_at(self, at: int) -> Unit | None:
         """Find the unit that an offset lies in, behind its header."""
@@ -244,7 +245,7 @@ class Dies:
         unit = self.units.of_type(signature)
         return None if unit is None else self.die(unit.start + unit.type_at, unit)
 
-    def base(self, unit: Unit, of: Literal["string", "address"]) -> int:
+    def _base(self, unit: Unit, of: Literal["string", "address"]) -> int:
         """Give where the numbers of a unit's strings or addresses count from; -1 where it has none.
 
         Raises:

@@ -25,6 +25,7 @@ from dumpxlate.elf.address_ranges import units_of_addresses
 from dumpxlate.elf.container import read_elf
 from dumpxlate.elf.die_search import named
 from dumpxlate.elf.dies import DebugSections, Dies
+from dumpxlate.elf.dwarf_encoding import uleb
 from dumpxlate.elf.dwarf_numbers import AT, TAG
 from dumpxlate.elf.sections import build_id_of, section_bytes
 from dumpxlate.elf.symbols import elf_symbols
@@ -315,16 +316,24 @@ def _members(die: Die) -> dict[bytes, tuple[int, Die]]:
 
 def _address(variable: Die, location: bytes) -> int:
     """Give the address that a variable has always, or by its number; -1 where its place differs."""
-    if location[:1] == bytes([_OP_ADDR]):
-        return int.from_bytes(location[1:], "little" if variable.file.endian == "<" else "big")
-    return (
-        variable.file.numbered(variable.unit, "address", _uleb(location)) if location[:1] == bytes([_OP_ADDRX]) else -1
-    )
+    operation, size = location[:1], variable.unit.address_size
+    if operation == bytes([_OP_ADDR]) and len(location) == 1 + size:
+        return int.from_bytes(location[1:], variable.file.order)
+    if operation == bytes([_OP_ADDRX]):
+        return variable.file.numbered(variable.unit, "address", _operand(variable, location))
+    return -1
 
 
-def _uleb(expression: bytes) -> int:
-    """Give the operand of an expression of one operation."""
-    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(expression[1:10]))
+def _operand(die: Die, expression: bytes) -> int:
+    """Give the number that the first operation of an expression has.
+
+    Raises:
+        CorruptDumpError: it has none.
+    """
+    try:
+        return uleb(expression, 1)[0]
+    except (IndexError, ValueError) as error:
+        raise CorruptDumpError("an operation without its number", offset=die.at, what=WHAT) from error
 
 
 def _location(member: Die) -> int:
@@ -336,7 +345,7 @@ def _location(member: Die) -> int:
         return value.data
     if value.data[:1] != bytes([_OP_PLUS_UCONST]):
         raise CorruptDumpError("a member without a fixed place", offset=member.at, what=WHAT)
-    return _uleb(value.data)
+    return _operand(member, value.data)
 
 
 def _described(die: Die, offset: int) -> Field:

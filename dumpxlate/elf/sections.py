@@ -1,7 +1,8 @@
 """Contents of an ELF file's sections, compressed or not, and the build id that names a program.
 
 A compressed section (SHF_COMPRESSED) begins with a header: its algorithm, and its size when unpacked. Debian packs
-debug information with zlib, newer distributions with zstd.
+debug information with zlib, newer distributions with zstd. Before 2016 binutils named such a section .zdebug_info
+instead of .debug_info, and had it begin with "ZLIB" and the size as eight bytes, the highest first.
 
 Sources: elf(5); the ELF gABI, "Section Compression"; the notes of GNU ld's --build-id.
 """
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from dumpxlate.io.source import Source
     from dumpxlate.structs import Endian
 
-__all__ = ["build_id_of", "build_id_of_notes", "section_bytes"]
+__all__ = ["build_id_of", "build_id_of_notes", "find_section", "section_bytes", "whole"]
 
 _SHT_NOBITS, _SHT_NOTE = 8, 7
 _SHF_COMPRESSED = 0x800
 _ZLIB, _ZSTD = 1, 2
+_OLD_HEADER, _OLD_MAGICS = struct.Struct(">4sQ"), {b"ZLIB": _ZLIB}
 _NT_GNU_BUILD_ID = 3
 _NOTE_LIMIT = 1 << 20
 _UNPACKED_LIMIT = 4 << 30
@@ -34,6 +36,11 @@ _UNPACKED_LIMIT = 4 << 30
 _UNPACKED_FREELY, _MOST_SHRUNK = 64 << 20, 8
 """Bytes that a section of any size may unpack to, and how many times its size a larger one: debug information shrinks
 to a third or a quarter, and what shrinks further has little in it."""
+
+
+def find_section(file: ElfFile, name: str) -> Section | None:
+    """Find a section, also under the name that it had when it was packed before 2016."""
+    return file.section(name) or file.section(name.replace(".debug_", ".zdebug_"))
 
 
 def section_bytes(source: Source, file: ElfFile, name: str) -> bytes:
@@ -44,7 +51,7 @@ def section_bytes(source: Source, file: ElfFile, name: str) -> bytes:
         UnsupportedFeatureError: it is compressed in a way that is not known.
         MissingCodecError: it is compressed with zstd, and the library for that is not installed.
     """
-    section = file.section(name)
+    section = find_section(file, name)
     if section is None or section.type == _SHT_NOBITS:
         return b""
     if section.offset + section.size > source.size:
@@ -54,7 +61,7 @@ def section_bytes(source: Source, file: ElfFile, name: str) -> bytes:
             offset=section.offset,
             what=name,
         )
-    if section.flags & _SHF_COMPRESSED:
+    if section.flags & _SHF_COMPRESSED or section.name.startswith(".zdebug_"):
         return _unpack(source.view(section.offset, section.size), section, file, source.name)
     return whole(source, section.offset, section.size)
 
@@ -70,13 +77,14 @@ def whole(source: Source, offset: int, length: int) -> bytes:
 
 
 def _unpack(body: memoryview, section: Section, file: ElfFile, path: str) -> bytes:
-    layout = struct.Struct(file.endian + ("IIQQ" if file.bits == 64 else "III"))
+    old = not section.flags & _SHF_COMPRESSED
+    layout = _OLD_HEADER if old else struct.Struct(file.endian + ("IIQQ" if file.bits == 64 else "III"))
     if len(body) < layout.size:
         raise CorruptDumpError(
             f"{len(body)} bytes, too few for its header", path=path, offset=section.offset, what=section.name
         )
     fields = layout.unpack_from(body)
-    algorithm, size = fields[0], fields[-2]
+    algorithm, size = (_OLD_MAGICS.get(fields[0], -1), fields[1]) if old else (fields[0], fields[-2])
     if size > min(_UNPACKED_LIMIT, max(_UNPACKED_FREELY, _MOST_SHRUNK * len(body))):
         raise CorruptDumpError(
             f"{size:,} bytes unpacked, of {len(body):,}: more than can be",

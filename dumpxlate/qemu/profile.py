@@ -31,7 +31,9 @@ PROFILE_SCHEMA = "dumpxlate.qemu-profile/1"
 PROFILE_LIMIT = 1 << 20
 """Bytes of a profile: real ones have some 2,000."""
 _OFFSET_LIMIT = 1 << 20
-_HEX = re.compile(r"0x[0-9a-f]{1,16}")
+_RANGE_LIMIT = 1 << 10
+"""Bytes of a range of memory: real ones have 56 to 80, and there may be many."""
+_HEX, _BUILD_ID = re.compile(r"0x[0-9a-f]{1,16}"), re.compile(r"([0-9a-f]{2}){1,64}")
 
 _NEEDED = (  # noqa: SIM905 - shorter
     # FlatRange comes first: one unit defines it, that of the first in _BESIDE, which defines nearly all others too.
@@ -161,7 +163,7 @@ class Profile:
             if document["schema"] != PROFILE_SCHEMA:
                 raise ValueError(f"schema {document['schema']!r}, expected {PROFILE_SCHEMA!r}")
             made = cls(
-                build_id=document["build_id"],
+                build_id=_build_id(document["build_id"]),
                 entry=_address(document["entry"]),
                 bits=64 if document["bits"] == 64 else 32,
                 endian="<" if document["byte_order"] == "little" else ">",
@@ -208,6 +210,12 @@ class Profile:
                 path=self.source,
                 feature="QEMU debug information",
             )
+        if self.sizes["FlatRange"] > _RANGE_LIMIT:
+            raise CorruptDumpError(
+                f"{self.sizes['FlatRange']:,} bytes of FlatRange: expected {_RANGE_LIMIT:,} at most",
+                path=self.source,
+                what="QEMU profile",
+            )
         for name in ("start", "size"):
             place = self.places[f"FlatRange.addr.{name}"]
             if place.offset + place.size > self.sizes["FlatRange"]:
@@ -232,6 +240,12 @@ def _bounded(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value < _OFFSET_LIMIT:
         raise ValueError(f"{value!r} is no number from 0 to {_OFFSET_LIMIT - 1}")
     return value
+
+
+def _build_id(text: object) -> str | None:
+    if text is None or (isinstance(text, str) and _BUILD_ID.fullmatch(text)):
+        return text
+    raise ValueError(f"{text!r} is no build id")
 
 
 def _address(text: object) -> int:

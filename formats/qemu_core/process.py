@@ -59,9 +59,10 @@ class ProcessMemory:
         loads = file.segments.loads
         sane = (loads.vaddr >= 0) & (loads.vaddr < _ADDRESS_LIMIT) & (loads.memsz > 0) & (loads.memsz < _ADDRESS_LIMIT)
         loads = loads.where(sane)
-        size = np.clip(source.size - loads.offset, 0, np.clip(loads.filesz, 0, loads.memsz))
+        promised = np.clip(loads.filesz, 0, loads.memsz)
+        size = np.clip(source.size - loads.offset, 0, promised)
         size[loads.offset < 0] = 0
-        self.lost = int((np.clip(loads.filesz, 0, None) - size).sum())
+        self.lost = int((promised - size).sum())
         """Bytes that the headers promise beyond the end of the file."""
         held = size > 0
         self.start, self.length, self.offset = merge(*first_wins(loads.vaddr[held], size[held], loads.offset[held]))

@@ -257,9 +257,18 @@ def elf_file(
     build_id: bytes = b"",
     symbols: Mapping[str, int] | None = None,
     compress: bool = False,
+    compress_gnu: bool = False,
 ) -> bytes:
-    """An ELF file with sections, without segments: what ``objcopy --only-keep-debug`` leaves."""
+    """An ELF file with sections, without segments: what ``objcopy --only-keep-debug`` leaves.
+
+    ``compress_gnu`` packs them as binutils did before 2016.
+    """
     parts = [(name, 1, 0, body) for name, body in sections.items()]
+    if compress_gnu:
+        parts = [
+            (name.replace(".debug", ".zdebug"), 1, 0, b"ZLIB" + struct.pack(">Q", len(body)) + zlib.compress(body))
+            for name, _, _, body in parts
+        ]
     if compress:
         header = order + ("IIQQ" if bits == 64 else "III")
         zeros = (0,) if bits == 64 else ()

@@ -299,6 +299,30 @@ def test_offset_of_a_name_may_be_any_number() -> None:
     assert read(dwarf.build([noise, sample()], strings=strings)).size("FlatRange") == 320
 
 
+def test_what_looks_like_an_entry_need_not_decode() -> None:
+    """The offset of a name behind the code of an abbreviation, whose other values would leave the unit."""
+    strings = dwarf.Strings()
+    at = strings.add("FlatRange")
+    shape = structure("Other", 8)
+    noise = Die("base", [("byte_size", "data1", 0), ("upper_bound", "data4", at)])
+    for code in range(1, 12):
+        noise.values[0] = ("byte_size", "data1", code)
+        assert read(dwarf.build([[shape, noise], sample()], strings=strings)).size("FlatRange") == 320, code
+
+
+@pytest.mark.parametrize("location", [b"\x03" + bytes(7), b"\x03" + bytes(9), b"\x91\x00", b"\x0e" + bytes(8)])
+def test_variables_without_one_address(location: bytes) -> None:
+    here = Die("variable", [("name", "strp", "here"), ("location", "exprloc", location)])
+    assert read(dwarf.build([[here]])).address("here") is None
+
+
+@pytest.mark.parametrize("expression", [b"\x23", b"\x23\xff", b"\x23" + b"\xff" * 12])
+def test_operations_without_their_number(expression: bytes) -> None:
+    found = structure("Old", 300, member("far", expression, base("int", 4)))
+    with pytest.raises(errors.CorruptDumpError, match="without its number"):
+        read(dwarf.build([[found.children[0].values[1][2], found]], version=2)).field("Old.far")
+
+
 def test_strings_may_end_others() -> None:
     strings = dwarf.Strings()
     strings.add("OldFlatRange")
@@ -346,8 +370,18 @@ def test_32_bit_files() -> None:
 
 
 @pytest.mark.parametrize("bits", [64, 32])
-def test_compressed_sections(bits: int) -> None:
-    assert read(dwarf.build([sample()]), bits=bits, compress=True).size("FlatRange") == 320
+@pytest.mark.parametrize("way", ["compress", "compress_gnu"])
+def test_compressed_sections(bits: int, way: str, tmp_path: Path) -> None:
+    sections = dwarf.build([sample()])
+    assert read(sections, bits=bits, **{way: True}).size("FlatRange") == 320
+    (tmp_path / "program").write_bytes(dwarf.elf_file(sections, bits=bits, **{way: True}))
+    assert debug_file_of(tmp_path / "program") == tmp_path / "program"
+
+
+def test_sections_packed_in_another_old_way() -> None:
+    packed = dwarf.elf_file(dwarf.build([sample()]), compress_gnu=True)
+    with pytest.raises(errors.UnsupportedFeatureError, match="algorithm"):
+        read_debug_info(BytesSource(packed.replace(b"ZLIB", b"LZMA")))
 
 
 def test_sections_that_do_not_unpack() -> None:

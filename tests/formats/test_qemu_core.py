@@ -641,10 +641,14 @@ class TestBuilds:
             {"sizes": {"FlatRange": 0}},
             {"sizes": {"FlatRange": 1 << 40}},
             {"sizes": {"FlatRange": 24}},
+            {"sizes": {"FlatRange": 1 << 12}},
             {"places": {}},
             {"places": {"FlatRange.mr": [0]}},
             {"places": {"FlatRange.mr": [0, 1 << 30]}},
             {"places": []},
+            {"build_id": 5},
+            {"build_id": "no digits"},
+            {"build_id": "ab" * 65},
         ],
     )
     def test_profiles_that_are_none(self, change: dict[str, Any]) -> None:
