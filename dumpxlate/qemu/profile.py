@@ -10,7 +10,6 @@ ramlist.h, hw/core/cpu.h, target/*/cpu.h, hw/misc/vmcoreinfo.c; releases 2.0 to 
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -158,6 +157,8 @@ class Profile:
             CorruptDumpError: it is none, or one of its numbers cannot be.
             UnsupportedFeatureError: it lacks something.
         """
+        import json
+
         try:
             document: Any = json.loads(text)
             if document["schema"] != PROFILE_SCHEMA:
@@ -183,6 +184,8 @@ class Profile:
 
     def to_json(self) -> str:
         """Write the profile."""
+        import json
+
         document = {
             "schema": PROFILE_SCHEMA,
             "build_id": self.build_id,
