@@ -63,8 +63,8 @@ def _arguments(process: Process) -> tuple[str, ...]:
     memory, size = process.memory, process.pointer
     if near is None or not process.auxv:
         return ()
-    index = int(np.searchsorted(memory.start, near, side="right")) - 1
-    low = max(int(memory.start[index]), near - _STACK) if index >= 0 else near
+    held = memory.held(near)
+    low = max(held[0], near - _STACK) if held else near
     stack = memory.read(low, near - low, "stack")
     word = process.endian + ("Q" if size == 8 else "I")
     head = [value for pair in list(process.auxv.items())[:3] for value in pair]
@@ -87,9 +87,8 @@ def _arguments(process: Process) -> tuple[str, ...]:
 
 def _string(process: Process, at: int) -> str:
     memory = process.memory
-    index = int(np.searchsorted(memory.start, at, side="right")) - 1
-    room = int(memory.start[index] + memory.length[index]) - at if index >= 0 else 0
-    data = memory.read(at, max(min(room, _ARGUMENT), 1), "argument")
+    held = memory.held(at)
+    data = memory.read(at, min(held[1] - at, _ARGUMENT) if held else 1, "argument")
     return data.partition(b"\0")[0].decode("utf-8", "replace")
 
 

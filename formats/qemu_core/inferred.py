@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dumpxlate.elf.search import places
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.formats.qemu_core.ram import GuestRam, RamBlock
 from dumpxlate.qemu.layout import Block, board_of, lay_out, main_memory
@@ -162,10 +163,7 @@ def _names(memory: ProcessMemory) -> Iterator[int]:
         for at in range(start, start + length, _CHUNK):
             data = memory.read(at, min(_CHUNK + _NAME, start + length - at), "memory")
             for name in _KNOWN:
-                found = data.find(name)
-                while 0 <= found < _CHUNK:
-                    yield at + found
-                    found = data.find(name, found + 1)
+                yield from (at + found for found in places(data, name) if found < _CHUNK)
             budget -= len(data)
             if budget < 0:
                 return
@@ -186,9 +184,8 @@ def _block(process: Process, at: int, shape: _Shape) -> RamBlock | None:
     whole = not (host | offset | length) % _PAGE and 0 < length <= room < _ADDRESS_LIMIT > host
     if not whole or not text.isascii() or not text.decode("latin-1").isprintable():
         return None
-    start, size = process.memory.mapped
-    index = int(np.searchsorted(start, host, side="right")) - 1
-    if index < 0 or host + length > int(start[index] + size[index]):
+    mapping = process.memory.mapping(host)
+    if mapping is None or host + length > mapping[1]:
         return None
     return RamBlock(text.decode("latin-1"), host, offset, length, room)
 

@@ -63,9 +63,7 @@ def _held(process: Process, ram: GuestRam) -> Int64s:
 def _advice(process: Process, host: int) -> str:
     """Say why memory at a host address is left out."""
     name = next((each.name for each in process.files if each.start <= host < each.stop), None)
-    start, size = process.memory.mapped
-    index = int(np.searchsorted(start, host, side="right")) - 1
-    if name is None and (index < 0 or host >= int(start[index] + size[index])):
+    if name is None and process.memory.mapping(host) is None:
         # The kernel lists all mappings; gdb leaves out those that it does not write.
         return f"its mapping is not listed: {_EXCLUDED}"
     if name is None:

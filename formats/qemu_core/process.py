@@ -75,6 +75,18 @@ class ProcessMemory:
         self._stops: list[int] = (self.start + self.length).tolist()
         self._offsets: list[int] = self.offset.tolist()
 
+    def held(self, address: int) -> tuple[int, int] | None:
+        """Give where the piece of memory begins and ends that an address lies in; None where the core has none."""
+        index = bisect_right(self._starts, address) - 1
+        return (self._starts[index], self._stops[index]) if index >= 0 and address < self._stops[index] else None
+
+    def mapping(self, address: int) -> tuple[int, int] | None:
+        """Give where the mapping begins and ends that an address lies in, with or without bytes."""
+        start, size = self.mapped
+        index = int(np.searchsorted(start, min(address, _ADDRESS_LIMIT), side="right")) - 1
+        stop = int(start[index] + size[index]) if index >= 0 else 0
+        return (int(start[index]), stop) if address < stop else None
+
     def read(self, address: int, length: int, what: str) -> bytes:
         """Read bytes.
 
