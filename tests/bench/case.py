@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["US", "AbsentError", "Case", "Command", "Prepared", "python"]
 
-US = (sys.executable, "-m", "dumpxlate")
+US = (sys.executable, "-c", "from dumpxlate.cli import main; main()")
+"""What the script does that pip installs."""
 
 Command: TypeAlias = tuple[str, ...]
 
