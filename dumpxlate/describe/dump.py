@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from dumpxlate.dump import Space
 from dumpxlate.p2m.map import DeferredP2M
@@ -94,14 +94,14 @@ def describe_dump(dump: Dump, options: Sequence[str] = ()) -> dict[str, Any]:
             for key, value in dump.attributes.items()
         },
         "remarks": [printable(remark) for remark in dump.remarks],
-        "damage": [printable(damage) for damage in dump.defects],
+        "damage": [printable(damage) for damage in _damage(dump)],
         "next": _next_steps(dump, options),
     }
 
 
 def _pages(pages: PageStore) -> dict[str, Any]:
     """Count pages by state, and list the runs of RAM, unless the index is too long to be read for that."""
-    if isinstance(pages, DeferredStore) and pages.entries > _INDEX_LIMIT:
+    if _has_long_index(pages):
         return {"indexed": False, "entries": pages.entries, "bytes": pages.entries * pages.page_size}
     start, count = pages.ram.runs()
     size = pages.page_size
@@ -134,6 +134,15 @@ def _xen_host(dump: Dump) -> dict[str, Any] | None:
         "dom0_frame_lists": hex(signs.dom0_frame_lists) if signs.dom0_frame_lists else None,
         "phys_start": hex(signs.phys_start) if signs.phys_start >= 0 else None,
     }
+
+
+def _has_long_index(pages: PageStore) -> TypeGuard[DeferredStore]:
+    return isinstance(pages, DeferredStore) and pages.entries > _INDEX_LIMIT
+
+
+def _damage(dump: Dump) -> tuple[str, ...]:
+    """Give what is missing or broken, as far as info reads."""
+    return dump.damage if _has_long_index(dump.pages) else dump.defects
 
 
 def _is_too_long(p2m: P2M) -> bool:
@@ -202,7 +211,7 @@ def _next_steps(dump: Dump, options: Sequence[str]) -> list[str]:
         steps.append(f"dumpxlate convert {name} -o vmcore")
     if dump.machine.paravirtual and dump.space is Space.PHYSICAL:
         steps.append(f"dumpxlate convert --canonical {name} -o canonical.vmcore   (page tables that others can walk)")
-    if dump.defects:
+    if _damage(dump):
         steps.append(f"dumpxlate convert --salvage {name} -o salvaged.vmcore   (writes what is there)")
     return steps
 
