@@ -88,7 +88,10 @@ def test_addresses_lead_where_qemu_says(guest: Path, facts: dict[str, Any], cpu:
 
 
 def test_segments_equal_those_of_qemu(guest: Path, tmp_path: Path) -> None:
-    """But for those that QEMU merges wrongly, which do not show what their addresses lead to."""
+    """But for those that QEMU merges wrongly, which do not show what their addresses lead to.
+
+    Nor does ours repeat what it has: where two vcpus run one program, one may have fewer of its pages mapped.
+    """
     with dumpxlate.open(guest / "elf") as dump:
         ours = segments_of(write(dump, tmp_path / "vmcore", paging="mapped"))
         views = [dump.virtual(cpu.index) for cpu in dump.cpus]
@@ -97,9 +100,17 @@ def test_segments_equal_those_of_qemu(guest: Path, tmp_path: Path) -> None:
             for paddr, vaddr, size in segments_of(guest / "elf-paging")
         }
         wrong = {row for row in theirs if all(view.physical([row[1]])[0] != row[0] for view in views)}
-    assert len(ours) == len(theirs) > 100
-    assert theirs - ours == wrong
+    once = {row for row in theirs if not any(is_within(row, other) for other in theirs - {row})}
+    assert len(ours) == len(once) > 100
+    assert once - ours == wrong
     assert len(wrong) < 5
+
+
+def is_within(row: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
+    """Whether a segment is a part of another one: the same addresses lead to the same places."""
+    paddr, vaddr, size = row
+    shift = vaddr - other[1]
+    return paddr - other[0] == shift and 0 <= shift <= other[2] - size
 
 
 def segments_of(path: Path) -> set[tuple[int, int, int]]:
