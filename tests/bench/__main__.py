@@ -31,7 +31,7 @@ def main() -> None:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         with_bytecode(Path(temporary))
-        for case, size in _wanted(args.cases, args.size):
+        for case, size in _wanted(args.cases, args.size or SIZES):
             try:
                 rows.append(measure(case, size, case.prepare(folder, size * MIB), args.pairs))
             except AbsentError as absent:
@@ -47,7 +47,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of: {', '.join(case.name for case in CASES)}")
-    parser.add_argument("--size", type=int, nargs="+", default=SIZES, help="MiB of guest memory (2048 8192)")
+    parser.add_argument("--size", type=int, action="append", help="MiB of guest memory; may be repeated (2048, 8192)")
     parser.add_argument("--pairs", type=int, default=5, help="runs of each, in turn (5)")
     parser.add_argument("--folder", type=Path, help="where inputs are kept and outputs written (a temporary one)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
