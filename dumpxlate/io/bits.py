@@ -153,8 +153,8 @@ class InvertedBits:
         return ~self._other.take(block)
 
 
-class JoinedBits:
-    """The bits that are set in one or the other: nothing is copied.
+class _BothBits:
+    """The bits of two, of which nothing is copied.
 
     Args:
         one: bits.
@@ -164,40 +164,33 @@ class JoinedBits:
     def __init__(self, one: Bits, other: Bits) -> None:
         self.name = one.name or other.name
         self.blocks = one.blocks
-        self._both = one, other
+        self._one = one
+        self._other = other
+
+
+class JoinedBits(_BothBits):
+    """The bits that are set in one or the other."""
 
     def used(self) -> tuple[Int64s, Int64s]:
         """Give the blocks that either uses."""
-        (start, count), (other_start, other_count) = (bits.used() for bits in self._both)
+        (start, count), (other_start, other_count) = self._one.used(), self._other.used()
         return PageRuns.from_runs(np.append(start, other_start), np.append(count, other_count)).runs()
 
     def take(self, block: Int64s) -> UInt64s:
         """Bring blocks of both."""
-        one, other = self._both
-        return one.take(block) | other.take(block)
+        return self._one.take(block) | self._other.take(block)
 
 
-class CommonBits:
-    """The bits that are set in both: nothing is copied.
-
-    Args:
-        one: bits.
-        other: as many bits.
-    """
-
-    def __init__(self, one: Bits, other: Bits) -> None:
-        self.name = one.name or other.name
-        self.blocks = one.blocks
-        self._both = one, other
+class CommonBits(_BothBits):
+    """The bits that are set in both."""
 
     def used(self) -> tuple[Int64s, Int64s]:
         """Give the blocks that the first uses."""
-        return self._both[0].used()
+        return self._one.used()
 
     def take(self, block: Int64s) -> UInt64s:
         """Bring blocks of both."""
-        one, other = self._both
-        return one.take(block) & other.take(block)
+        return self._one.take(block) & self._other.take(block)
 
 
 def counted_before(words: UInt64s) -> UInt16s:

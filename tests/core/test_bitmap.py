@@ -179,6 +179,7 @@ def test_one_bitmap_and_another(make: Callable[[bytes, int | None], PageBitmap],
     a, b = (make(np.packbits(bits, bitorder="little").tobytes(), stop) for bits in (left, right))
     assert a.is_within(b) == (not (left & ~right)[:stop].any())
     assert np.array_equal(a.joined(b).select(0, stop), np.flatnonzero((left | right)[:stop]))
+    assert np.array_equal(a.common(b).select(0, stop), np.flatnonzero((left & right)[:stop]))
 
 
 class Counting(BytesSource):
