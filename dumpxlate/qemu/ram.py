@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError
+from dumpxlate.qemu.flags import EOS, FLAGS, MEM_SIZE
 from dumpxlate.qemu.layout import Block
-from dumpxlate.qemu.records import EOS, FLAGS, MEM_SIZE, Kind
+from dumpxlate.qemu.records import Kind
 from dumpxlate.structs import U32, U64, parse, size_of, struct
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ import numpy as np
 from dumpxlate.arrays import runs
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.io.window import SlidingWindow
+from dumpxlate.qemu.flags import COMPRESS_PAGE, CONTINUE, EOS, FLAGS, HOOK, MULTIFD_FLUSH, PAGE, XBZRLE, ZERO
 from dumpxlate.qemu.resync import Gap
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "PageRecords", "RecordLog"]
 
-FULL, ZERO, MEM_SIZE, PAGE, EOS, CONTINUE, XBZRLE, HOOK, COMPRESS_PAGE, MULTIFD_FLUSH = (1 << bit for bit in range(10))
-FLAGS = 0xFFF
 _FLAGS = np.uint64(FLAGS)
 
 _MOST_RUNS = 1 << 24

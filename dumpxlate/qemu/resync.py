@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dumpxlate.qemu.flags import COMPRESS_PAGE, CONTINUE, EOS, FLAGS, PAGE, XBZRLE, ZERO
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -23,10 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Gap", "Resync", "complaints"]
 
-ZERO, PAGE, EOS, CONTINUE, XBZRLE, COMPRESS_PAGE = 0x02, 0x08, 0x10, 0x20, 0x40, 0x100
-_FLAGS = 0xFFF
 _KINDS = (ZERO, PAGE, XBZRLE, COMPRESS_PAGE)
-_LIKELY = np.isin(np.arange(_FLAGS + 1), (*_KINDS, *(kind | CONTINUE for kind in _KINDS), EOS))
+_LIKELY = np.isin(np.arange(FLAGS + 1), (*_KINDS, *(kind | CONTINUE for kind in _KINDS), EOS))
 
 _CHAIN = 3
 """Records that are looked at."""
@@ -142,7 +142,7 @@ class Resync:
         words = np.zeros(len(place), np.int64)
         for byte in range(8):
             words = words << 8 | body[place + byte]
-        address, flag = words & ~_FLAGS, words & _FLAGS
+        address, flag = words & ~FLAGS, words & FLAGS
         named = self._lengths[body[np.minimum(place + 8, len(body) - 1)]]
         fits = (address < self.longest) & (address % self.page_size == 0) & ((flag & CONTINUE != 0) | named)
         fits |= words == EOS
@@ -164,7 +164,7 @@ class Resync:
             word = _WORD.unpack_from(view, place)[0]
             if word == EOS:
                 return self.follows(base + place + 8)
-            address, length = word & ~_FLAGS, self._length(view, place, word & _FLAGS)
+            address, length = word & ~FLAGS, self._length(view, place, word & FLAGS)
             if not length or address >= self.longest or address % self.page_size:
                 return False
             if word & CONTINUE and address <= before:
