@@ -11,6 +11,7 @@ import numpy as np
 from dumpxlate.arrays import ascending, distinct, expand
 from dumpxlate.errors import MapError
 from dumpxlate.extents import Extents
+from dumpxlate.io.spliced import lacking
 from dumpxlate.pages import PageBatch, PageState, PageTable, damage_of, lost_pages, why_lost
 from dumpxlate.pageset import EMPTY, PageRuns, PageSet, difference, intersection, union
 
@@ -30,7 +31,6 @@ __all__ = [
     "RemappedStore",
     "UnkeyedStore",
     "fetch_from",
-    "lacking",
     "with_bytes",
 ]
 
@@ -156,12 +156,6 @@ def _over(extents: Extents, lacks: PageRuns, page_size: int) -> PageRuns:
     low = (np.maximum(start[run], begin[which]) - begin[which]) // page_size
     high = -((begin[which] - np.minimum((start + length)[run], stop[which])) // page_size)
     return PageRuns.from_runs(extents.start[which] + low, high - low)
-
-
-def lacking(source: Source) -> PageRuns:
-    """Give the bytes that a source reads as zero because they are missing."""
-    lacks: PageRuns = getattr(source, "lacks", EMPTY)
-    return lacks
 
 
 def fetch_from(source: Source, table: PageTable) -> PageBatch:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.io.source import BytesSource, Closing, check_range, ranges_inside
+from dumpxlate.io.spliced import lacking
 from dumpxlate.pageset import EMPTY, PageRuns, union
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _lacks(parts: Sequence[Source]) -> PageRuns:
     """Give the bytes that some of several sources read as zero because they are missing."""
     found, at = EMPTY, 0
     for part in parts:
-        start, count = getattr(part, "lacks", EMPTY).runs()
+        start, count = lacking(part).runs()
         found = union(found, PageRuns(start + at, count)) if len(start) else found
         at += part.size
     return found

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dumpxlate.io.source import Source
     from dumpxlate.pageset import PageRuns
 
-__all__ = ["SplicedSource"]
+__all__ = ["SplicedSource", "lacking"]
 
 
 class SplicedSource(Closing):
@@ -110,3 +110,9 @@ class SplicedSource(Closing):
         used = length > 0
         piece, owner, low, length = piece[used], owner[used], low[used], length[used]
         return owner, low - offset[owner], pieces.offset[piece] + low - pieces.start[piece], length
+
+
+def lacking(source: Source) -> PageRuns:
+    """Give the bytes that a source reads as zero because they are missing."""
+    lacks: PageRuns = getattr(source, "lacks", EMPTY)
+    return lacks

@@ -10,9 +10,10 @@ import numpy as np
 from dumpxlate.bitmap import PageBitmap, words_of_runs
 from dumpxlate.formats.kdump.bitmaps import ram_bitmap
 from dumpxlate.io.bits import BLOCK_BITS, InvertedBits
+from dumpxlate.io.spliced import lacking
 from dumpxlate.pages import CodecId, PageState, PageTable, lost_pages
 from dumpxlate.pageset import EMPTY, PageRuns, Picked
-from dumpxlate.stores import fetch_from, lacking
+from dumpxlate.stores import fetch_from
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s

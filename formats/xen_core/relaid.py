@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 
 from dumpxlate.arch.xen_vcpu import CONTEXT_32
 from dumpxlate.elf.container import Section
-from dumpxlate.elf.notes import NT_XEN_DUMPCORE_HEADER, NT_XEN_DUMPCORE_NONE, Note, pack_notes, parse_notes
+from dumpxlate.elf.notes import NT_XEN_DUMPCORE_HEADER, pack_notes, parse_notes
 from dumpxlate.formats.xen_core import layout
+from dumpxlate.formats.xen_core.recognise import notes_begin
 from dumpxlate.structs import parse, size_of
 from dumpxlate.xen import MAX_VCPUS, PAGE_SIZE
 
 if TYPE_CHECKING:
     from dumpxlate.elf.container import ElfFile
     from dumpxlate.io.source import Source
-    from dumpxlate.structs import Endian
 
-__all__ = ["are_odd", "notes_begin", "relaid"]
+__all__ = ["are_odd", "relaid"]
 
 _NOTES = 4
 """Notes that the tools write: marker, header, Xen's version, version of the format."""
-_NOTES_WITHIN, _LONGEST_NOTES = 4096, 8192
+_LONGEST_NOTES = 8192
 _MOST_PAGES = 1 << 40
 _NAMES = b"\0" + layout.SHSTRTAB.encode() + b"\0"
 
@@ -42,12 +42,6 @@ def are_odd(file: ElfFile, file_size: int) -> bool:
     held = pages.size // max(pages.entry_size, PAGE_SIZE)
     inside = pages.offset + pages.size <= found.offset <= file_size - found.size
     return found.size != held * size or not inside
-
-
-def notes_begin(source: Source, endian: Endian) -> int:
-    """Find the note that a domain core's notes begin with; -1 if it is not near the file's beginning."""
-    marker = pack_notes([Note("Xen", NT_XEN_DUMPCORE_NONE, b"")], endian)
-    return bytes(source.view(0, min(_NOTES_WITHIN, source.size))).find(marker)
 
 
 def relaid(source: Source, file: ElfFile) -> tuple[Section, ...]:
