@@ -27,10 +27,10 @@ what is wrong; callers add where.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "AmbiguousFormatError",
@@ -53,7 +53,15 @@ __all__ = [
 
 
 class DumpxlateError(Exception):
-    """Base of everything that dumpxlate raises by itself."""
+    """Base of everything that dumpxlate raises by itself. All of them pass between processes as they are."""
+
+    def __reduce__(self) -> tuple[Callable[..., DumpxlateError], tuple[Any, ...], dict[str, Any]]:
+        return _again, (type(self), *self.args), self.__dict__
+
+
+def _again(kind: type[DumpxlateError], *args: object) -> DumpxlateError:
+    """Make an error of what it said, since the arguments that it was made with are not kept."""
+    return kind.__new__(kind, *args)
 
 
 class FormatError(DumpxlateError):

@@ -212,15 +212,10 @@ class Remarking(Protocol):
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A writer that can go on in a file that another one, planned from the same dump and options, began.
+    """A writer that can go on behind what another one, planned from the same dump and options, has written.
 
     What it puts into the file must not depend on how pages are cut into batches, nor on the time.
     """
-
-    @property
-    def waiting(self) -> int:
-        """The last of the pages it was given that it has not written yet."""
-        ...
 
     def begin(self, sink: Sink) -> None:
         """Write what stands before the pages."""
@@ -231,7 +226,7 @@ class Resumable(Protocol):
         ...
 
     def restore(self, sink: Sink, done: int, state: Mapping[str, Any]) -> None:
-        """Do instead of ``begin``: the first ``done`` pages are in the sink, which is where it was behind them."""
+        """Do instead of ``begin``, or after it: ``done`` pages are in the sink, which is where it was behind them."""
         ...
 
 

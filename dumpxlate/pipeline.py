@@ -1,7 +1,8 @@
 """The pipeline: pages of one dump into the file of another format.
 
-Batches are located, fetched, decoded and searched for zeros by a few threads, and written in order by the caller's;
-at most two batches a thread are on their way, so memory does not grow with the dump.
+Batches are located, fetched, decoded and searched for zeros side by side, and written in order: by processes that take
+turns where that can be (:mod:`dumpxlate.writing.ring`), else by the caller's thread, while a few others prepare them. A
+few batches for each are on their way, so memory does not grow with the dump.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def convert(
         flattened: wrap the output into makedumpfile's records for pipes; done unasked where a pipe needs it.
         bad_pages: what to do with pages that do not decode.
         canonical: write a paravirtual guest's page tables and cr3 with its own frames, as an ordinary guest's.
-        threads: workers; 0 for this thread alone, None for one a processor, up to 8.
+        threads: workers, forks of this process where it has no other thread; 0 for none, None for one a processor.
         verify: read the output again and compare it with the dump before it gets its name.
         resume: leave what was written when interrupted, and go on with what an earlier call left.
         progress: called after each batch.
@@ -144,7 +145,7 @@ class _Run:
             )
             meter = Meter("convert", writer.pages.count * dump.pages.page_size, self.progress)
             done = self._begin(where, resumption)
-            self.pump.run(done, meter, self.threads, resumption)
+            self.pump.run(where.sink, meter, self.threads, resumption)
             where.complete(writer)
             report = completed(dump, self.pump, replace(report, bytes_written=where.outer.position, resumed=done))
             report = self._checked(report, changed(inputs), salvage=salvage)

@@ -57,6 +57,10 @@ class Meter:
 
     def add(self, amount: int) -> None:
         """Count ``amount`` more bytes of guest memory."""
-        self._done += amount
+        self.reach(self._done + amount)
+
+    def reach(self, done: int) -> None:
+        """Have handled ``done`` bytes of guest memory in all."""
+        self._done = done
         if self._callback:
             self._callback(Progress(self._phase, self._done, self._total, self.seconds))

@@ -63,6 +63,12 @@ def _signals_end_children() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep conversions in pytest's own process, whatever its threads: what tests count and break is there."""
+    monkeypatch.setattr("dumpxlate.writing.pump.can_share", lambda writer: False)
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line as a user does, in a folder of its own."""

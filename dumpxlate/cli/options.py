@@ -96,7 +96,7 @@ Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="The dump, o
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 MapKind = Annotated[MapKindName | None, typer.Option("--p2m-format", help="Kind of the map; found out if not given.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=0, help="Workers; 0 for none.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=0, help="Workers, processes or threads; 0 for none.")]
 Cpu = Annotated[int | None, typer.Option("--cpu", min=0, metavar="N", help="Use the page tables of this vcpu.")]
 Cr3 = Annotated[
     int | None, typer.Option("--cr3", parser=number, metavar="X", help="Use these page tables: a value of cr3.")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProgressStyle", "show_progress"]
 
+_BAR_EVERY = 0.1
 _LINE_EVERY = 10.0
 _JSON_EVERY = 0.5
 
@@ -69,13 +70,15 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        auto_refresh=False,  # needs a thread, and a process with threads is not shared out to others
     ) as bar:
         task = bar.add_task("", total=None)
 
         def update(progress: Progress) -> None:
             bar.update(task, description=progress.phase, completed=progress.done, total=progress.total or None)
+            bar.refresh()
 
-        yield update
+        yield _every(_BAR_EVERY, update, at_once=True)
 
 
 def _every(seconds: float, show: Callable[[Progress], None], *, at_once: bool) -> Callable[[Progress], None]:

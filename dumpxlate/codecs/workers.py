@@ -1,6 +1,7 @@
 """Work spread over threads, results in order.
 
-The codec libraries release the interpreter lock, so threads suffice and nothing is copied between processes.
+The codec libraries release the interpreter lock, so nothing has to be copied between processes. What writes an output
+goes further, see :mod:`dumpxlate.writing.ring`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-__all__ = ["ahead", "default_threads", "ordered_map"]
+__all__ = ["ahead", "default_threads", "keep_buffers", "ordered_map"]
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
@@ -28,7 +29,7 @@ _LARGEST_BLOCK = (32 << 20) - (64 << 10)
 """The most that glibc lets its threshold grow to is 32 MiB, what it adds to a block included."""
 
 
-def _keep_buffers() -> None:
+def keep_buffers() -> None:
     """Let the C library keep the buffers of finished batches for those to come.
 
     glibc maps a large block anew, to be faulted in page by page, until it has seen a larger one freed; then it takes
@@ -60,7 +61,7 @@ def ordered_map(fn: Callable[[_A], _B], items: Iterable[_A], *, threads: int) ->
         items: with what.
         threads: number of workers; 0 does all in the caller's thread.
     """
-    _keep_buffers()
+    keep_buffers()
     if threads <= 0:
         for item in items:
             yield fn(item)
@@ -108,7 +109,7 @@ def ahead(items: Iterable[_A], stop: Callable[[], None]) -> Generator[_A]:
         items: what to draw; they may wait for something.
         stop: ends such waiting.
     """
-    _keep_buffers()
+    keep_buffers()
     source = iter(items)
     pool = ThreadPoolExecutor(1, "dumpxlate")
     try:

@@ -110,6 +110,14 @@ def _context() -> _Context | None:
     return context
 
 
+def _forget() -> None:
+    """Begin anew in a fork: the parent's contexts are not its own."""
+    _local.__dict__.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def read_many(fd: int, offset: Int64s, length: Int64s, into: UInt8s, at: Int64s) -> Int64s | None:
     """Read many ranges of a file.
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from functools import partial as bound
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -19,7 +20,7 @@ from dumpxlate.io.temporary import Temporary
 from dumpxlate.io.writeback import EVERY, start_writeback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from dumpxlate.arrays import Int64s, UInt8s
@@ -79,9 +80,13 @@ class Output(Sink, Protocol):
         ...
 
 
-def _write_all(fd: int, parts: Iterable[memoryview | bytes], offset: int | None) -> int:
+def _queue(parts: Iterable[memoryview | bytes]) -> list[memoryview]:
+    """Give parts as plain bytes, without empty ones."""
+    return [memoryview(part).cast("B") for part in parts if len(part)]
+
+
+def _write_all(fd: int, queue: list[memoryview], offset: int | None) -> int:
     """Write parts in as few calls as possible, whatever the kernel takes each time; give back the bytes written."""
-    queue = [memoryview(part).cast("B") for part in parts if len(part)]
     total = done = 0
     while done < len(queue):
         few = queue[done : done + _IOV_MAX]
@@ -134,6 +139,33 @@ class FileSink:
         _refuse_bad_target(os.fspath(path), overwrite, inputs)
         self._file = Temporary(self.path, partial, reuse=reuse, keep=keep)
         self.position = self._on_its_way = 0
+        self._held: list[Callable[[], object]] | None = None
+
+    @property
+    def marks(self) -> tuple[int, int]:
+        """Where it writes next, and up to where the disk was set to work: what another process must know to go on."""
+        return self.position, self._on_its_way
+
+    @marks.setter
+    def marks(self, marks: tuple[int, int]) -> None:
+        self.position, self._on_its_way = marks
+
+    def hold(self) -> None:
+        """Only settle from now on where bytes go: they must stay as they are until ``release``."""
+        self._held = []
+
+    def release(self) -> None:
+        """Write what was held."""
+        held, self._held = self._held, None
+        for write in held or ():
+            write()
+
+    def _do(self, write: Callable[..., object], *arguments: object) -> None:
+        """Write something, now or later."""
+        if self._held is None:
+            write(*arguments)
+        else:
+            self._held.append(bound(write, *arguments))
 
     @property
     def partial(self) -> Path | None:
@@ -142,8 +174,10 @@ class FileSink:
 
     def append(self, parts: Iterable[memoryview | bytes]) -> int:
         """Write parts one behind the other at the position; give back where they begin."""
-        start = self.position
-        self._advance(_write_all(self._file.fd, parts, start))
+        start, queue = self.position, _queue(parts)
+        length = sum(map(len, queue))
+        self._do(_write_all, self._file.fd, queue, start)
+        self._advance(length)
         return start
 
     def append_sparse(self, body: UInt8s, at: Int64s, length: Int64s, place: Int64s, total: int) -> None:
@@ -159,13 +193,13 @@ class FileSink:
         end = place + length
         gap = place[1:] - end[:-1]
         short = np.flatnonzero((gap > 0) & (gap < SHORTEST_HOLE))
-        self._scatter(_SHORT_ZEROS, np.zeros(len(short), np.int64), gap[short], end[short])
-        self._scatter(body, at, length, place)
+        zeros = np.zeros(len(short), np.int64)
+        self._do(self._scatter, _SHORT_ZEROS, zeros, gap[short], self.position + end[short])
+        self._do(self._scatter, body, at, length, self.position + place)
         self._advance(total)
 
-    def _scatter(self, body: UInt8s, at: Int64s, length: Int64s, place: Int64s) -> None:
-        """Write pieces of a buffer, each to its place behind the position."""
-        offset = self.position + place
+    def _scatter(self, body: UInt8s, at: Int64s, length: Int64s, offset: Int64s) -> None:
+        """Write pieces of a buffer, each to its offset."""
         wrote = write_many(self._file.fd, offset, length, body, at) if len(at) > _FEW else None
         done = np.zeros(len(at), np.int64) if wrote is None else np.maximum(wrote, 0)
         left = np.flatnonzero(done < length)  # what ails them, a full disk say, is met again and told
@@ -187,7 +221,7 @@ class FileSink:
 
     def write_at(self, offset: int, data: memoryview | bytes) -> None:
         """Write over what is already there, or ahead of it; the position stays."""
-        _write_all(self._file.fd, [data], offset)
+        self._do(_write_all, self._file.fd, _queue([data]), offset)
 
     def size(self) -> int:
         """Give the length that the file has now."""
@@ -312,7 +346,7 @@ class PipeSink:
     def append(self, parts: Iterable[memoryview | bytes]) -> int:
         """Write parts one behind the other; give back where they begin."""
         start = self.position
-        self.position += _write_all(self._fd, parts, None)
+        self.position += _write_all(self._fd, _queue(parts), None)
         return start
 
     def skip(self, length: int) -> None:

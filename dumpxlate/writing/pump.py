@@ -12,11 +12,14 @@ import numpy as np
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import ordered_map
 from dumpxlate.errors import CorruptPageError
-from dumpxlate.pages import BATCH_BYTES, CodecId, PageBatch, PageState, PageTable, windows
+from dumpxlate.io.sink import FileSink
+from dumpxlate.pages import BATCH_BYTES, CodecId, PageBatch, PageState, PageTable
 from dumpxlate.verify.missing import BadRuns, bad_runs
+from dumpxlate.writing.ring import can_share, share
 
 if TYPE_CHECKING:
     from dumpxlate.format import Writer
+    from dumpxlate.io.sink import Sink
     from dumpxlate.pages import PageStore
     from dumpxlate.progress import Meter
     from dumpxlate.writing.resume import Resumption
@@ -35,6 +38,9 @@ _FEW_SPANS = 16
 _PASSED_BYTES = 2 * BATCH_BYTES
 """Guest memory in a batch of compressed pages that go on as they are: little is done for a batch but look it up."""
 
+_LEAST_BATCHES = 2
+"""For less than so many a process is not worth while."""
+
 
 @dataclass(slots=True)
 class Pump:
@@ -46,21 +52,42 @@ class Pump:
     counts: Counter[str] = field(default_factory=Counter)
     bad: BadRuns = field(default_factory=lambda: BadRuns(_LISTED))
 
-    def run(self, done: int, meter: Meter, threads: int, resumption: Resumption | None) -> None:
-        """Write everything that the writer wants and has not yet; ``done`` pages it has."""
-        size = self.store.page_size
-        meter.add(done * size)
+    def run(self, sink: Sink, meter: Meter, workers: int, resumption: Resumption | None) -> None:
+        """Write everything that the writer wants and has not yet.
+
+        Args:
+            sink: what the writer writes to.
+            meter: told how far it is.
+            workers: processes or threads to use; 0 for this thread alone.
+            resumption: knows how many pages are written already; None where none are, and nobody will go on.
+        """
+        done = resumption.pages if resumption else 0
+        meter.add(done * self.store.page_size)
         # Beside raw pages those of the source's codecs are accepted where there are any, and only there.
         wide = _PASSED_BYTES if self.writer.accepts > {CodecId.RAW} else BATCH_BYTES
-        todo = windows(self.writer.pages, size, size=wide, begin=done)
+        starts = range(done, self.writer.pages.count, max(wide // self.store.page_size, 1))
+        if resumption or not self._shared(sink, starts, meter, workers):
+            self._threaded(starts, meter, workers, resumption)
+        self.writer.finish()
+
+    def _shared(self, sink: Sink, starts: range, meter: Meter, workers: int) -> bool:
+        """Write with several processes, if that can be; tells whether it could."""
+        processes = min(workers, len(starts) // _LEAST_BATCHES)
+        if processes < 2 or not isinstance(sink, FileSink) or not can_share(self.writer):
+            return False
+        return share(self, sink, starts, processes, lambda pages: meter.reach(pages * self.store.page_size))
+
+    def _threaded(self, starts: range, meter: Meter, threads: int, resumption: Resumption | None) -> None:
+        """Write what threads have prepared."""
+        todo = ((first, min(first + starts.step, starts.stop)) for first in starts)
+        done = starts.start
         with contextlib.closing(ordered_map(self.prepare, todo, threads=threads)) as prepared:
             for batch in prepared:
                 self.write(batch)
                 done += len(batch.table)
                 if resumption:
                     resumption.wrote(done, batch.table.state, self.counts)
-                meter.add(len(batch.table) * size)
-        self.writer.finish()
+                meter.reach(done * self.store.page_size)
 
     def prepare(self, window: tuple[int, int]) -> PageBatch:
         """Bring the pages of a window of ranks into a form that the writer takes; runs in a worker."""

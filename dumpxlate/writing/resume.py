@@ -22,6 +22,7 @@ from dumpxlate.io.sink import PipeSink, sync_folder
 from dumpxlate.io.temporary import beside
 from dumpxlate.pages import PageState
 from dumpxlate.writing.destination import Named
+from dumpxlate.writing.ring import Withholding
 
 if TYPE_CHECKING:
     import os
@@ -135,7 +136,7 @@ class Resumption:
             counts: pages so far, by state.
         """
         assert self._sink
-        waiting = self._writer.waiting
+        waiting = self._writer.waiting if isinstance(self._writer, Withholding) else 0
         self._waiting = np.concatenate((self._waiting, states))[-waiting:] if waiting else self._waiting[:0]
         due = self._sink.position - self._position >= EVERY_BYTES or time.monotonic() - self._time >= EVERY_SECONDS
         if due and pages - waiting > self.pages:

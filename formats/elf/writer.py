@@ -54,7 +54,6 @@ class ElfWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
-    waiting = 0
     codec = None
     losses: tuple[Loss, ...] = ()
     remarks: tuple[str, ...] = ()

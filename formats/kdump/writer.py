@@ -53,7 +53,6 @@ class KdumpWriter:
     """
 
     seeks = True
-    waiting = 0
     losses: tuple[Loss, ...] = ()
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:

@@ -31,7 +31,6 @@ class LimeWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
-    waiting = 0
     codec = None
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:

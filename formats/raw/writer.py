@@ -36,7 +36,6 @@ class RawWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
-    waiting = 0
     codec = None
     companion_suffix = SUFFIX
     companion_holds = "which pages are RAM, and of what machine"

@@ -55,7 +55,6 @@ class XenCoreWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
-    waiting = 0
     codec = None
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:

@@ -131,7 +131,6 @@ class XenDumpWriter:
 
     accepts = frozenset({CodecId.RAW})
     seeks = False
-    waiting = 0
     codec = None
 
     def __init__(self, dump: Dump, options: WriteOptions) -> None:

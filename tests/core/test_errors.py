@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 
 import pytest
 
@@ -113,3 +114,21 @@ def test_what_they_carry() -> None:
     codec = MissingCodecError("zstd", "dumpxlate[zstd]")
     assert (codec.codec, codec.extra) == ("zstd", "dumpxlate[zstd]")
     assert OutputError("x", path="out").path == "out"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FormatError("is odd", path="a", format="raw"),
+        CorruptDumpError("is odd", path="a", offset=5, what="header"),
+        TruncatedDumpError("page", path="a", offset=5, wanted=7, available=2),
+        CorruptPageError("does not decode", pfn=3, codec="lzo"),
+        OutputError("is full", path="b"),
+        VerificationError("differs", path="b"),
+        MapError("no map"),
+        MissingCodecError("lzo", "lzo"),
+    ],
+)
+def test_errors_pass_between_processes(error: DumpxlateError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
