@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tests.bench.case import AbsentError
 from tests.bench.cases import CASES
 from tests.bench.measure import Runs, in_turn, run, with_bytecode
+from tests.bench.peers import choose
 from tests.bench.report import Row, table, write_plot
 
 if TYPE_CHECKING:
@@ -50,12 +51,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, action="append", help="MiB of guest memory; may be repeated (2048, 8192)")
     parser.add_argument("--pairs", type=int, default=5, help="runs of each, in turn (5)")
     parser.add_argument("--folder", type=Path, help="where inputs are kept and outputs written (a temporary one)")
+    parser.add_argument("--makedumpfile", metavar="PATH", help="the makedumpfile to measure against (the one on PATH)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--plot", type=Path, help="draw the ratios into this SVG file")
     args = parser.parse_args()
     unknown = set(args.cases) - {case.name for case in CASES}
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    if args.makedumpfile:
+        choose("makedumpfile", args.makedumpfile)
     return args
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.bench import guests
 from tests.bench.case import US, Prepared
-from tests.bench.peers import kdump_reader, need
+from tests.bench.peers import compressor, kdump_reader, makedumpfile
 from tests.readers import elf_segments
 
 if TYPE_CHECKING:
@@ -25,20 +25,22 @@ def elf_to_kdump(folder: Path, size: int, *, codec: str) -> Prepared:
     """Compress; zero pages are left out on both sides (-d 1), as both do unasked."""
     source, out, theirs = guests.write_elf(folder, size), folder / "out.kdump", folder / "theirs.kdump"
     ours = (*US, "convert", str(source), "-t", "kdump", "--compress", codec, *QUIET, "-o", str(out))
-    if codec in ("zlib", "lzo"):
-        need("makedumpfile")
-        plain = ("makedumpfile", "-c" if codec == "zlib" else "-l", "-f", "-d", "1")
-        peers = {
-            f"makedumpfile {plain[1]}": (*plain, str(source), str(theirs)),
-            f"makedumpfile {plain[1]} --num-threads 2": (*plain, "--num-threads", "2", str(source), str(theirs)),
-        }
-    else:
-        peers = {"our lzo": (*ours[:-6], "lzo", *QUIET, "-o", str(theirs))}
+    peers = {"our lzo": (*ours[:-6], "lzo", *QUIET, "-o", str(theirs))}
+    if command := compressor(codec):
+        files = ("-f", "-d", "1", str(source), str(theirs))
+        name = f"makedumpfile {command[1]}"
+        peers = {name: (*command, *files), f"{name} --num-threads 2": (*command, "--num-threads", "2", *files)}
+
+    def check(_: str) -> None:
+        is_the_guest(out, folder, size, codec)
+        for name, peer in peers.items():
+            subprocess.run(peer, check=True, capture_output=True)
+            is_the_guest(theirs, folder, size, "lzo" if name == "our lzo" else codec)
 
     def sizes() -> str:
         return f"size {out.stat().st_size / theirs.stat().st_size:.3f} of the peer's"
 
-    return Prepared(ours, peers, lambda _: is_the_guest(out, folder, size, codec), (out, theirs), facts=sizes)
+    return Prepared(ours, peers, check, (out, theirs), facts=sizes)
 
 
 def is_the_guest(kdump: Path, folder: Path, size: int, codec: str) -> None:
@@ -85,24 +87,23 @@ def kdump(folder: Path, size: int, codec: str) -> Path:
     if path.exists():
         return path
     source = str(guests.write_elf(folder, size))
-    if codec in ("zlib", "lzo"):
-        need("makedumpfile")
-        command = ["makedumpfile", "-c" if codec == "zlib" else "-l", "-d", "1", source, str(path)]
+    if theirs := compressor(codec):
+        command = (*theirs, "-d", "1", source, str(path))
     else:
-        command = [*US, "convert", source, "-t", "kdump", "--compress", codec, *QUIET, "-o", str(path)]
+        command = (*US, "convert", source, "-t", "kdump", "--compress", codec, *QUIET, "-o", str(path))
     subprocess.run(command, check=True, capture_output=True)
     return path
 
 
 def flattened(folder: Path, size: int) -> Path:
     """The plain guest as makedumpfile flattens it, which is LZO-compressed."""
-    need("makedumpfile")
+    program = makedumpfile()
     path = folder / f"guest-{size >> 20}m.flat"
     if not path.exists():
         source = guests.write_elf(folder, size)
         with path.open("wb") as file:
             subprocess.run(
-                ["makedumpfile", "-F", "-l", "-d", "1", str(source)], check=True, stdout=file, stderr=subprocess.DEVNULL
+                [program, "-F", "-l", "-d", "1", str(source)], check=True, stdout=file, stderr=subprocess.DEVNULL
             )
         name_machine(path)
     return path
@@ -127,7 +128,7 @@ def flattened_to_kdump(folder: Path, size: int) -> Prepared:
     source, out, theirs = flattened(folder, size), folder / "out.kdump", folder / "theirs.kdump"
     return Prepared(
         (*US, "convert", str(source), "-t", "kdump", *QUIET, "-o", str(out)),
-        {"makedumpfile -R": ("makedumpfile", "-R", str(theirs))},
+        {"makedumpfile -R": (makedumpfile(), "-R", str(theirs))},
         lambda _: is_the_guest(out, folder, size, "lzo"),
         (out, theirs),
         stdin=source,

@@ -10,14 +10,45 @@ from pathlib import Path
 
 from tests.bench.case import AbsentError, Command
 
-__all__ = ["drgn_reader", "kdump_reader", "kdumpfile_python", "need"]
+__all__ = ["choose", "compressor", "drgn_reader", "kdump_reader", "kdumpfile_python", "makedumpfile", "need"]
+
+_CHOSEN: dict[str, str] = {}
+"""Programs that were asked for by path; of others the one on PATH is taken."""
+
+_OPTIONS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z"}
+"""How makedumpfile is asked for a codec."""
+
+
+def choose(program: str, path: str) -> None:
+    """Measure against a program that is not the one on PATH."""
+    _CHOSEN[program] = path
 
 
 def need(*programs: str) -> None:
     """Refuse a case whose peer is not here."""
-    absent = [program for program in programs if shutil.which(program) is None]
+    absent = [program for program in programs if shutil.which(_CHOSEN.get(program, program)) is None]
     if absent:
         raise AbsentError(f"{', '.join(absent)} is not installed")
+
+
+def makedumpfile() -> str:
+    """The makedumpfile to measure against."""
+    need("makedumpfile")
+    return _CHOSEN.get("makedumpfile", "makedumpfile")
+
+
+def compressor(codec: str) -> Command | None:
+    """Makedumpfile and its option for a codec; None where it was built without that."""
+    program = makedumpfile()
+    return (program, _OPTIONS[codec]) if codec in _codecs_of(program) else None
+
+
+@cache
+def _codecs_of(makedumpfile: str) -> frozenset[str]:
+    """What a makedumpfile says that it was built with; zlib it always has."""
+    said = subprocess.run([makedumpfile, "-v"], check=True, capture_output=True, text=True).stdout
+    words = (line.split() for line in said.splitlines())
+    return frozenset({"zlib", *(pair[0] for pair in words if pair[1:] == ["enabled"])})
 
 
 def kdump_reader(folder: Path, codec: str) -> Command:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench import converting, guests
 from tests.bench.case import US, Prepared
-from tests.bench.peers import need
+from tests.bench.peers import makedumpfile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def flattened(folder: Path, size: int) -> Prepared:
     def check(_: str) -> None:
         put = folder / "put.kdump"
         with out.open("rb") as file:
-            subprocess.run(["makedumpfile", "-R", str(put)], check=True, stdin=file, capture_output=True)
+            subprocess.run([makedumpfile(), "-R", str(put)], check=True, stdin=file, capture_output=True)
         converting.is_the_guest(put, folder, size, "lzo")
         put.unlink()
 
@@ -52,11 +52,10 @@ def flattened(folder: Path, size: int) -> Prepared:
 
 def flattened_to_kdump(folder: Path, size: int) -> Prepared:
     """Put records in order as they come."""
-    need("makedumpfile")
     source, out, theirs = converting.flattened(folder, size), folder / "out.kdump", folder / "theirs.kdump"
     return Prepared(
         _pipeline(source, (*US_ON_PIPE, "-t", "kdump", "-o", str(out))),
-        {"makedumpfile -R": _pipeline(source, ("makedumpfile", "-R", str(theirs)))},
+        {"makedumpfile -R": _pipeline(source, (makedumpfile(), "-R", str(theirs)))},
         lambda _: converting.is_the_guest(out, folder, size, "lzo"),
         (out, theirs),
     )
