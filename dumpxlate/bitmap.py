@@ -165,16 +165,24 @@ class PageBitmap:
 
     def rank(self, pfn: Int64s) -> Int64s:
         """Count the members below each pfn."""
-        ranks = np.zeros(len(pfn), np.int64)
+        return self.find(pfn)[1]
+
+    def find(self, pfn: Int64s) -> tuple[Bools, Int64s]:
+        """Tell which pfns are members, and count the members below each: for less than both cost apart."""
+        found, ranks = np.zeros(len(pfn), bool), np.zeros(len(pfn), np.int64)
         for piece in self._pieces(len(pfn)):
-            at = np.clip(pfn[piece], 0, self._limit - 1)
+            at = np.minimum(np.maximum(pfn[piece], 0), self._limit - 1)
             words, index = self._words_of(at)
             before = self.bits.before if isinstance(self.bits, ArrayBits) else counted_before(words)
-            bits = (at & 63).astype(np.uint64)
-            inside = np.bitwise_count(words[index] & ((np.uint64(1) << bits) - np.uint64(1)))
-            ranks[piece] = self._before[at // BLOCK_BITS] + before[index] + inside
-        ranks[pfn >= self._limit] = self.count
-        return ranks
+            word, bit = words[index], np.uint64(1) << (at & 63).astype(np.uint64)
+            found[piece] = (word & bit) != 0
+            ranks[piece] = (
+                self._before[at // BLOCK_BITS] + before[index] + np.bitwise_count(word & (bit - np.uint64(1)))
+            )
+        beyond = pfn >= self._limit
+        found &= ~beyond & (pfn >= 0)
+        ranks[beyond] = self.count
+        return found, ranks
 
     def _pieces(self, length: int) -> Iterator[slice]:
         """Cut a row of questions, which has no answer where there are no bits."""
@@ -200,6 +208,9 @@ class PageBitmap:
         at = _positions(words[low : high + 1]) + low * 64
         before = int(ends[low - 1] if low else self._before[block[0]])
         at = at[max(first - before, 0) : last - before]
+        if block[-1] - block[0] == len(block) - 1:
+            at += block[0] * BLOCK_BITS
+            return at
         return block[at // BLOCK_BITS] * BLOCK_BITS + at % BLOCK_BITS
 
     def runs(self) -> tuple[Int64s, Int64s]:

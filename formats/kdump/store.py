@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KdumpStore", "ShiftedStore"]
 
+# Plain numbers: numpy takes four times as long to compare an array with an IntEnum's member.
+_EXCLUDED, _BAD, _ZERO = int(PageState.EXCLUDED), int(PageState.BAD), int(PageState.ZERO)
+_RAW = int(CodecId.RAW)
+
 
 class KdumpStore:
     """Pages found by the rank of their bit.
@@ -84,37 +88,31 @@ class KdumpStore:
 
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""
-        has = self.stored.contains(pfn)
+        has, rank = self._bitmap.find(pfn)
+        if self._damaged:
+            has &= ~self._lost.contains(rank)
         if has.all():
-            return self._located(pfn)
+            return self._located(pfn, rank)
         rest = np.flatnonzero(~has)
         state = np.zeros(len(pfn), np.uint8)
         state[rest[self.ram.contains(pfn[rest])]] = PageState.EXCLUDED
         table = PageTable(
             pfn, state, np.zeros(len(pfn), np.uint8), np.full(len(pfn), -1, np.int64), np.zeros(len(pfn), np.int32)
         )
-        found = self._located(pfn[has])
+        found = self._located(pfn[has], rank[has])
         table.state[has], table.codec[has] = found.state, found.codec
         table.offset[has], table.size[has] = found.offset, found.size
         return table
 
-    def _located(self, pfn: Int64s) -> PageTable:
+    def _located(self, pfn: Int64s, rank: Int64s) -> PageTable:
         """Look up pages that the file says it has; one whose bytes it lacks nevertheless is a bad page."""
-        found = self._table.find(self._ranks(pfn))
+        found = self._table.find(rank)
         state, offset, size = found.state, found.offset, found.size
-        state[state == PageState.EXCLUDED] = PageState.BAD
+        state[state == _EXCLUDED] = _BAD
         for at in self._zero_pages.tolist():
-            shared = (offset == at) & (found.codec == CodecId.RAW)
-            state[shared], offset[shared], size[shared] = PageState.ZERO, -1, 0
+            shared = (offset == at) & (found.codec == _RAW)
+            state[shared], offset[shared], size[shared] = _ZERO, -1, 0
         return PageTable(pfn, state, found.codec, offset, size)
-
-    def _ranks(self, pfn: Int64s) -> Int64s:
-        """Give the ranks of pages that have a descriptor: mostly they are all that there are from first to last."""
-        if len(pfn) and (pfn[1:] > pfn[:-1]).all():
-            first, last = self._bitmap.rank(pfn[[0, -1]]).tolist()
-            if last - first == len(pfn) - 1:
-                return np.arange(first, last + 1, dtype=np.int64)
-        return self._bitmap.rank(pfn)
 
     def fetch(self, table: PageTable) -> PageBatch:
         """Bring the bytes of located pages."""

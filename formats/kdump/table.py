@@ -15,6 +15,8 @@ from dumpxlate.structs import dtype_of, size_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from dumpxlate.arrays import Int32s, Int64s, UInt8s
     from dumpxlate.formats.kdump.fit import Stretch
     from dumpxlate.formats.kdump.header import Part
@@ -27,6 +29,7 @@ __all__ = ["ROW", "DescriptorTable", "Found"]
 ROW = size_of(PageDesc)
 
 _STORED, _BAD, _MISSING = np.uint8(PageState.STORED), np.uint8(PageState.BAD), np.uint8(PageState.EXCLUDED)
+_RAW = np.uint8(CodecId.RAW)
 _CHUNK = 1 << 16
 _SAMPLE = 1 << 12
 _MOST_ZERO_PAGES = 4
@@ -103,6 +106,10 @@ class DescriptorTable:
         """Look descriptors up by the rank of their page, in any order."""
         if not len(self.first):
             return _nothing(len(rank))
+        if len(rank) and rank[-1] - rank[0] == len(rank) - 1 and (rank[1:] > rank[:-1]).all():
+            run = self._find_run(int(rank[0]), len(rank))
+            if run:
+                return run
         part = np.maximum(np.searchsorted(self.first, rank, side="right") - 1, 0)
         row = rank - self.first[part]
         at = self.at[part] + row * ROW
@@ -115,25 +122,34 @@ class DescriptorTable:
         found.offset[inside], found.size[inside] = there.offset, there.size
         return found
 
+    def _find_run(self, first: int, count: int) -> Found | None:
+        """Look up descriptors that follow each other, if they lie in one part: they are read and judged as one."""
+        part = int(np.searchsorted(self.first, first, side="right")) - 1
+        if part < 0 or first + count > self.first[part] + self.count[part]:
+            return None
+        at = int(self.at[part]) + (first - int(self.first[part])) * ROW
+        if at + count * ROW > self.end[part]:
+            return None
+        rows = np.frombuffer(self.source.view(at, count * ROW), dtype_of(PageDesc, self.endian))
+        return self._judge(part, *_columns(rows))
+
     def _read(self, at: Int64s) -> tuple[Int64s, Int64s, Int64s]:
         """Read rows at offsets of the source: offset, size and flags."""
         body, place = self.source.gather(at, np.full(len(at), ROW, np.int32))
-        dtype = dtype_of(PageDesc, self.endian)
-        if len(place) and (place[1:] - place[:-1] == ROW).all():
-            rows = np.frombuffer(body, dtype, len(place), place[0])
-        else:
-            rows = np.frombuffer(body, np.uint8)[place[:, None] + np.arange(ROW)].view(dtype)[:, 0]
-        return tuple(rows[name].astype(np.int64) for name in ("offset", "size", "flags"))  # type: ignore[return-value]
+        rows = np.frombuffer(body, np.uint8)[place[:, None] + np.arange(ROW)]
+        return _columns(rows.view(dtype_of(PageDesc, self.endian))[:, 0])
 
-    def _judge(self, part: Int64s, offset: Int64s, size: Int64s, flags: Int64s) -> Found:
-        """Tell good rows from absurd ones, and from those whose bytes are not in the file."""
+    def _judge(self, part: Int64s | int, offset: Int64s, size: Int64s, flags: Int64s) -> Found:
+        """Tell good rows, of one part or of several, from absurd ones, and from those whose bytes are not there."""
         codec = codecs_of_flags(flags)
         base, end = self.base[part], self.end[part]
         good = (codec != INVALID_CODEC) & (size > 0) & (size <= self.page_size)
-        good &= (codec != CodecId.RAW) | (size == self.page_size)
+        good &= (codec != _RAW) | (size == self.page_size)
         # Read as signed: an offset beyond 2**63 is negative, and lies before the table like any other absurd one.
-        good &= offset >= (self.at + self.count * ROW)[part] - base
+        good &= offset >= (self.at[part] + self.count[part] * ROW) - base
         beyond = good & (offset > end - base - size)
+        if good.all() and not beyond.any():
+            return Found(np.full(len(codec), _STORED), codec, offset + base, size.astype(np.int32))
         missing = beyond | ((offset == 0) & (size == 0) & (flags == 0))
         state = np.where(missing, _MISSING, np.where(good, _STORED, _BAD))
         stored = state == _STORED
@@ -192,6 +208,11 @@ class DescriptorTable:
                 return False
             back = max(2 * back, _SAMPLE)
         return False
+
+
+def _columns(rows: NDArray[np.void]) -> tuple[Int64s, Int64s, Int64s]:
+    """Give offset, size and flags of rows."""
+    return tuple(rows[name].astype(np.int64) for name in ("offset", "size", "flags"))  # type: ignore[return-value]
 
 
 def _nothing(count: int) -> Found:

@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["KdumpWriter"]
 
-_FLAGS = np.zeros(max(CodecId) + 1, np.uint32)
+_FLAGS = np.zeros(256, np.uint32)  # pages without content may have any codec
 for _codec, _flag in FLAG_OF_CODEC.items():
     _FLAGS[_codec] = _flag
+
+# Plain numbers: numpy takes four times as long to compare an array with an IntEnum's member.
+_STORED, _ZERO = int(PageState.STORED), int(PageState.ZERO)
 
 _SAMPLES, _SAMPLE = 8, 256
 
@@ -97,15 +100,15 @@ class KdumpWriter:
 
     def _rows(self, table: PageTable) -> bytes:
         """Make the descriptors of the next pages."""
-        stored, zero = table.state == PageState.STORED, table.state == PageState.ZERO
+        plan = self._plan
+        stored, zero = table.state == _STORED, table.state == _ZERO
         self._incomplete |= not (stored | zero).all()
-        ends = np.cumsum(np.where(stored, table.size, 0), dtype=np.int64)
-        rows = np.zeros(len(table), dtype_of(PageDesc, self._plan.endian))
-        rows["offset"] = np.where(zero, self._plan.data_at, 0)
-        rows["size"] = np.where(zero, self._plan.header.block_size, 0)
-        rows["offset"][stored] = self._sink.position + (ends - table.size)[stored]
-        rows["size"][stored] = table.size[stored]
-        rows["flags"][stored] = _FLAGS[table.codec[stored]]
+        size = np.where(stored, table.size, 0)
+        start = np.cumsum(size, dtype=np.int64) - size + self._sink.position
+        rows = np.zeros(len(table), dtype_of(PageDesc, plan.endian))
+        rows["offset"] = np.where(stored, start, np.where(zero, plan.data_at, 0))
+        rows["size"] = np.where(stored, size, np.where(zero, plan.header.block_size, 0))
+        rows["flags"] = np.where(stored, _FLAGS[table.codec], 0)
         return rows.tobytes()
 
     def state(self) -> Mapping[str, Any]:

@@ -45,6 +45,7 @@ def check(pages: PageBitmap, expected: list[int], far: int) -> None:
     asked = ints([-1, *range(far), 1 << 60])
     assert np.flatnonzero(pages.contains(asked)).tolist() == [pfn + 1 for pfn in expected]
     assert pages.rank(asked).tolist() == np.searchsorted(ints(expected), asked).tolist()
+    assert np.flatnonzero(pages.find(asked)[0]).tolist() == [pfn + 1 for pfn in expected]
     start, count = pages.runs()
     assert [
         pfn for first, n in zip(start.tolist(), count.tolist(), strict=True) for pfn in range(first, first + n)
