@@ -70,7 +70,7 @@ class Codec(Protocol):
 
 @runtime_checkable
 class BatchDecoder(Protocol):
-    """A codec whose library decodes many pages in one call, without the interpreter between them."""
+    """A codec that decodes many pages in one call: with little of Python between them, or not even its lock."""
 
     def decode_many(self, data: Sequence[memoryview], out: Sequence[memoryview]) -> bool:
         """Decode pages each into its own place; False if one of them does not decode, and nothing is said which."""

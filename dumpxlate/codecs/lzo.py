@@ -58,6 +58,19 @@ class LzoCodec:
         """Decode one page into its place."""
         out[:] = self.decode(data, len(out))
 
+    def decode_many(self, data: Sequence[memoryview], out: Sequence[memoryview]) -> bool:
+        """Decode pages each into its own place; False if one of them does not decode."""
+        decompress = self._decompress
+        try:
+            for piece, slot in zip(data, out, strict=True):
+                size = len(slot)
+                if len(piece) > size and len(piece) > _longest(size):
+                    return False
+                slot[:] = decompress(piece, size)
+        except (self._error, ValueError):  # the latter where a page has another size than its place
+            return False
+        return True
+
     def encode(self, page: memoryview) -> bytes:
         """Encode one page."""
         return self.encode_many([np.frombuffer(page, np.uint8)])[0]

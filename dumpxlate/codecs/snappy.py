@@ -45,6 +45,14 @@ class SnappyCodec:
         if written != len(out):
             raise CorruptPageError(f"snappy: decodes to {written} bytes, expected {len(out)}", codec=self.name)
 
+    def decode_many(self, data: Sequence[memoryview], out: Sequence[memoryview]) -> bool:
+        """Decode pages each into its own place; False if one of them does not decode."""
+        try:
+            written = list(map(self._decompress, data, out))
+        except self._error:
+            return False
+        return written == list(map(len, out))
+
     def encode(self, page: memoryview) -> bytes:
         """Encode one page."""
         return bytes(self._compress(page))

@@ -54,6 +54,16 @@ class ZlibCodec:
         """Decode one page into its place."""
         out[:] = self._decoded(data, len(out))
 
+    def decode_many(self, data: Sequence[memoryview], out: Sequence[memoryview]) -> bool:
+        """Decode pages each into its own place; False if one of them does not decode."""
+        decompress = self._decompress
+        try:
+            for piece, slot in zip(data, out, strict=True):
+                slot[:] = decompress(piece, len(slot))
+        except (self._error, ValueError):  # the latter where a page has another size than its place
+            return False
+        return True
+
     def _decoded(self, data: memoryview | bytes, size: int) -> bytes | bytearray:
         try:
             page = self._decompress(data, size)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dumpxlate.codecs import BatchEncoder
+from dumpxlate.codecs import BatchDecoder, BatchEncoder
 from dumpxlate.errors import CorruptPageError
 from tests.builders import guest
 
@@ -178,6 +178,28 @@ class CodecContract:
         with ThreadPoolExecutor(4) as pool:
             found = pool.map(lambda _: b"".join(codec.encode_many(arrays)), range(8))
             assert len(set(found)) == 1
+
+    def test_many_decode_as_each_alone(self, codec: Codec) -> None:
+        """One that does not decode is told of all, and leaves the borders as they are."""
+        if not isinstance(codec, BatchDecoder):
+            pytest.skip("decodes one page at a time")
+        size = len(self.vectors[0][1])
+        vectors = [(data, page) for data, page in self.vectors if len(page) == size] * 3
+        data, whole = [memoryview(data) for data, _ in vectors], b"".join(page for _, page in vectors)
+        out = bytearray(len(whole) + len(_GUARD))
+        out[len(whole) :] = _GUARD
+        slots = [memoryview(out)[at : at + size] for at in range(0, len(whole), size)]
+        assert codec.decode_many(data, slots)
+        assert out == whole + _GUARD
+        assert codec.decode_many([], [])
+        short, long = codec.encode(memoryview(bytes(size - 1))), codec.encode(memoryview(bytes(size + 1)))
+        for bad in (b"", data[0][:-1], short, long, *self.bombs):
+            with memory_limited(16 << 20):
+                assert not codec.decode_many([memoryview(bad), *data[1:]], slots)
+                assert not codec.decode_many([*data[:-1], memoryview(bad)], slots)
+            assert out[len(whole) :] == _GUARD
+        assert codec.decode_many(data, slots), "a failure must not stay in the codec"
+        assert out == whole + _GUARD
 
     def test_mapped_bytes(self, codec: Codec) -> None:
         """The body of a batch is a slice of a read-only mapping, and the output a slice of an array."""
