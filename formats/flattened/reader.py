@@ -37,9 +37,9 @@ __all__ = ["check_header", "open_flattened"]
 
 _HEAD = size_of(MakedumpfileDataHeader)
 _RECORD = struct.Struct(">qq")
-_MANY, _FEW, _LONG = 256 << 10, 4 << 10, 16 << 10
-"""Bytes of the stream that are brought at once: where records are shorter than _LONG, reading over them costs less than
-a call for each. makedumpfile's have 64 KiB, and shorter ones between them."""
+_LONG, _ALL, _HEADS = 16 << 10, (256 << 10, 1), (2 << 10, 256)
+"""Bytes that are brought in a call, and calls until it is looked again: where records are shorter than _LONG, reading
+over them costs less than a call for each. makedumpfile's have 64 KiB, and those between them 1 KiB."""
 _MOST_DEFECTS, _TOLD = 1 << 10, 4
 """Defects that are passed over, and those that are told."""
 
@@ -146,12 +146,11 @@ def _passed_over(found: _Records, wrong: int, at: int | None) -> _Records:
 def _stretch(source: Source, at: int) -> tuple[_Records, int]:
     """Walk over records that follow each other; gives them, and where the first one is that cannot be right."""
     found = array("q")
-    first, window, ended = at, _MANY, False
+    first, long, ended = at, False, False
     while not ended and at + _HEAD <= source.size:
-        known = len(found)
-        length, ended = _walk(source.view(at, min(window, source.size - at)), found)
-        at += length
-        window = _FEW if length > (len(found) - known) // 2 * _LONG else _MANY
+        known, begin = len(found), at
+        at, ended = _walk(source, at, *(_HEADS if long else _ALL), found)
+        long = at - begin > (len(found) - known) // 2 * _LONG
     offset, size = np.array(found, np.int64).reshape(-1, 2).T
     # Only the last record may claim more than there is; where adding that overflows, taking it off again does too.
     start = first + np.cumsum(size + _HEAD) - size
@@ -161,19 +160,26 @@ def _stretch(source: Source, at: int) -> tuple[_Records, int]:
 _CUT = "truncated: the end marker of the flattened file is missing"
 
 
-def _walk(body: memoryview, found: array[int]) -> tuple[int, bool]:
-    """Note offset and size of each record that a body begins with; gives where the next one begins.
+def _walk(source: Source, at: int, window: int, calls: int, found: array[int]) -> tuple[int, bool]:
+    """Note offset and size of the next records, of which so many bytes are brought in so many calls.
 
-    That is behind the body, or the record has no size, of which the second value tells.
+    Gives where in the stream the record behind them begins, and whether it is one without a size.
     """
-    read, note = _RECORD.unpack_from, found.extend
-    at, last = 0, len(body) - _HEAD
-    while at <= last:
-        record = read(body, at)
-        if record[1] <= 0:
-            return at, True
-        note(record)
-        at += record[1] + _HEAD
+    bring, read, note = source.read, _RECORD.unpack_from, found.extend
+    for _ in range(calls):
+        if at + _HEAD > source.size:
+            break
+        body: bytes | memoryview = bring(at, window)
+        if len(body) < _HEAD:
+            body = source.view(at, _HEAD)  # says that the file has become shorter
+        place, last = 0, len(body) - _HEAD
+        while place <= last:
+            record = read(body, place)
+            if record[1] <= 0:
+                return at + place, True
+            note(record)
+            place += record[1] + _HEAD
+        at += place
     return at, False
 
 
