@@ -55,11 +55,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(command, include_extras=True)
     shape = inspect.signature(command)
     groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Group)}
+    options = {name: list(_options(kind)) for name, kind in groups.items()}
     seen: dict[str, inspect.Parameter] = {}
     own = [each for each in shape.parameters.values() if each.name not in groups]
     for option in chain(
         (each.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[each.name]) for each in own),
-        *(_options(kind) for kind in groups.values()),
+        *options.values(),
     ):
         if option.name in seen:
             raise TypeError(f"{command.__name__}: {option.name} is an option twice")
@@ -68,7 +69,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         whole = {
-            name: kind(**{option.name: given.pop(option.name) for option in _options(kind)})
+            name: kind(**{option.name: given.pop(option.name) for option in options[name]})
             for name, kind in groups.items()
         }
         command(**given, **whole)
