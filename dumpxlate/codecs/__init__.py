@@ -3,8 +3,8 @@
 A codec turns one page into bytes and back; :mod:`dumpxlate.codecs.batch` does so for whole batches, and
 :mod:`dumpxlate.codecs.workers` spreads batches over threads. Codecs may be shared by threads.
 
-A library is imported when its codec is first asked for. They were chosen by measuring pages of 4 KiB: bytes out,
-pages a second in one thread and in two, and a licence that lets anyone install them.
+A codec, and its library, is imported when it is first asked for. The libraries were chosen by measuring pages of 4 KiB:
+bytes out, pages a second in one thread and in two, and a licence that lets anyone install them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from dumpxlate.codecs.lzo import LzoCodec
-from dumpxlate.codecs.raw import RawCodec
-from dumpxlate.codecs.rle import RleCodec
-from dumpxlate.codecs.snappy import SnappyCodec
-from dumpxlate.codecs.zlib import ZlibCodec
-from dumpxlate.codecs.zstd import ZstdCodec
 from dumpxlate.errors import MissingCodecError
 from dumpxlate.pages import CodecId
 
@@ -106,16 +100,28 @@ def codec_for(id: CodecId, level: int | None = None) -> Codec:
     level = 1 if level is None else level
     match id:
         case CodecId.RAW:
+            from dumpxlate.codecs.raw import RawCodec
+
             return RawCodec()
         case CodecId.ZLIB:
+            from dumpxlate.codecs.zlib import ZlibCodec
+
             return ZlibCodec(level)
         case CodecId.LZO:
+            from dumpxlate.codecs.lzo import LzoCodec
+
             return LzoCodec()
         case CodecId.SNAPPY:
+            from dumpxlate.codecs.snappy import SnappyCodec
+
             return SnappyCodec()
         case CodecId.ZSTD:
+            from dumpxlate.codecs.zstd import ZstdCodec
+
             return ZstdCodec(level)
         case CodecId.RLE:
+            from dumpxlate.codecs.rle import RleCodec
+
             return RleCodec()
 
 
