@@ -294,7 +294,7 @@ def _supplied(
 
 def _tell(described: list[dict[str, Any]], *, canonical: bool) -> None:
     """Sum up what was written, and leave with the code for it."""
-    from dumpxlate.cli.render import missing_lines, summary
+    from dumpxlate.cli.lines import missing_lines, summary
 
     for damage in described[0]["damage"]:
         say(damage)

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dumpxlate.cli.lines import byte_size
 from dumpxlate.cli.screen import Table, console, facts, listing
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 __all__ = [
-    "missing_lines",
     "show_dump",
     "show_formats",
     "show_json",
     "show_map_check",
     "show_p2m",
-    "summary",
 ]
 
 _RUNS_SHOWN = 16
-_MISSING_SHOWN = 8
 
 
 def show_json(value: object) -> None:
     """Print JSON on stdout."""
+    import json
+
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
-
-
-def _bytes(count: int) -> str:
-    size, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{size:.4g} {unit}"
 
 
 def show_dump(info: dict[str, Any]) -> None:
@@ -71,7 +58,7 @@ def show_dump(info: dict[str, Any]) -> None:
 
 def _headline(info: dict[str, Any]) -> list[tuple[str, str]]:
     machine, pages = info["machine"], info["pages"]
-    rows = [("file", f"{file['name']}, {_bytes(file['bytes'])}") for file in info["files"]]
+    rows = [("file", f"{file['name']}, {byte_size(file['bytes'])}") for file in info["files"]]
     kind = ", paravirtual Xen guest" if machine["paravirtual"] else ""
     rows += [
         ("machine", f"{machine['arch']}, {machine['word_bits']}-bit, {machine['byte_order']}-endian{kind}"),
@@ -88,11 +75,11 @@ def _headline(info: dict[str, Any]) -> list[tuple[str, str]]:
     if machine["release"]:
         rows.append(("kernel", machine["release"]))
     if not pages["indexed"]:
-        rows.append(("pages", f"{pages['entries']:,} ({_bytes(pages['bytes'])}); so long an index is not read here"))
+        rows.append(("pages", f"{pages['entries']:,} ({byte_size(pages['bytes'])}); so long an index is not read here"))
         return rows
     counts = [f"{pages['stored']:,} with content"]
     counts += [f"{pages[kind]:,} {kind}" for kind in ("excluded", "repeated") if pages[kind]]
-    rows.append(("pages", f"{', '.join(counts)} ({_bytes(pages['bytes'])} of RAM)"))
+    rows.append(("pages", f"{', '.join(counts)} ({byte_size(pages['bytes'])} of RAM)"))
     if info["fit"]:
         fit = info["fit"]
         rows.append(
@@ -165,44 +152,3 @@ def show_formats(described: dict[str, Any]) -> None:
         if each["writes"]
     ]
     console().print(listing("\nWriting", ("name", "pages", "options"), writing))
-
-
-def missing_lines(missing: Mapping[str, Any]) -> list[str]:
-    """Say what of a damaged dump is not to be had, and where; nothing if all is."""
-    if not missing["pages"]:
-        return []
-    lines = [f"missing: {missing['pages']:,} pages, {missing['share']:.2%} of RAM, in {missing['runs']:,} runs"]
-    lines += [
-        f"  {run['start']} to {run['end']}, {run['pages']:,} pages: {run['reason']}"
-        for run in missing["first"][:_MISSING_SHOWN]
-    ]
-    more = missing["runs"] - len(lines) + 1
-    return [*lines, f"  and {more:,} more runs (JSON lists more)"] if more > 0 else lines
-
-
-def _pages(report: dict[str, Any]) -> list[str]:
-    """Count a conversion's pages."""
-    out = report["pages_out"]
-    parts = [f"{report['pages_in']:,} pages in", f"{out['stored']:,} stored", f"{out['zero']:,} zero"]
-    parts += [f"{out[state]:,} {state}" for state in ("excluded", "bad") if out[state]]
-    return [*parts, f"{report['holes']:,} holes"]
-
-
-def summary(report: dict[str, Any]) -> str:
-    """Put a conversion into one line."""
-    parts = _pages(report) if report["counted"] else ["records as they came, pages not counted"]
-    fit = report["fit"]
-    if fit:
-        parts.append(
-            f"map: {fit['aliases']:,} aliases, {fit['missing']:,} mapped but missing, {fit['unmapped']:,} not mapped"
-        )
-    done = report["rewritten"]
-    if done:
-        parts.append(f"{done['tables']:,} page tables of {done['address_spaces']:,} address spaces rewritten")
-    parts.append(f"{len(report['losses'])} losses" if report["losses"] else "nothing lost")
-    parts += [f"{report['resumed']:,} pages from an earlier run"] if report["resumed"] else []
-    parts += ["read back: the same"] if report["verified"] else []
-    parts += ["in one pass"] if report["streamed"] else []
-    size, seconds = _bytes(report["bytes_written"]), report["seconds"]
-    what = f"{report['format']} in {report['container']}" if report["container"] else report["format"]
-    return f"{report['target']}: {what}, {size}, {', '.join(parts)}, {seconds:.2f} s"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dumpxlate.cli.render import missing_lines
+from dumpxlate.cli.lines import missing_lines
 from dumpxlate.cli.screen import console, facts, listing
 from dumpxlate.pages import PageState
 

@@ -6,7 +6,6 @@ control characters escaped.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -195,7 +194,7 @@ def describe_file(dump: Dump) -> dict[str, Any]:
 
 def _next_steps(dump: Dump, options: Sequence[str]) -> list[str]:
     """Say what is missing and what to do about it."""
-    name = " ".join([printable(dump.name), *(printable(shlex.quote(word)) for word in options)])
+    name = " ".join([printable(dump.name), *map(_quoted, options)])
     steps = []
     if _xen_host(dump):
         steps.append(f"dumpxlate info --domains {name}   (a whole Xen host: lists its domains)")
@@ -214,6 +213,12 @@ def _next_steps(dump: Dump, options: Sequence[str]) -> list[str]:
     if _damage(dump):
         steps.append(f"dumpxlate convert --salvage {name} -o salvaged.vmcore   (writes what is there)")
     return steps
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return printable(shlex.quote(word))
 
 
 def describe_p2m(p2m: P2M) -> dict[str, Any]:
