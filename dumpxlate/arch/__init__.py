@@ -53,14 +53,14 @@ _ARCHES = (
 _BY_NAME = {arch.name: arch for arch in _ARCHES}
 
 _ALIASES = (
-    (re.compile(r"amd64|x86-64|x64|em64t"), x86_64.ARCH),
-    (re.compile(r"i[3-6]86|x86|x86_32p?|ia-?32"), i386.ARCH),
-    (re.compile(r"arm64(e[bl])?|aarch64_be|armv8"), aarch64.ARCH),
-    (re.compile(r"arm(e[bl]|hf|v[4-8][a-z]+)"), arm.ARCH),
-    (re.compile(r"(ppc|powerpc)64(le|el|be)?"), ppc.PPC64),
-    (re.compile(r"powerpc(32)?|ppc32"), ppc.PPC),
-    (re.compile(r"riscv"), riscv.RISCV64),
-    (re.compile(r"loongarch|loong64"), loongarch64.ARCH),
+    (r"amd64|x86-64|x64|em64t", x86_64.ARCH),
+    (r"i[3-6]86|x86|x86_32p?|ia-?32", i386.ARCH),
+    (r"arm64(e[bl])?|aarch64_be|armv8", aarch64.ARCH),
+    (r"arm(e[bl]|hf|v[4-8][a-z]+)", arm.ARCH),
+    (r"(ppc|powerpc)64(le|el|be)?", ppc.PPC64),
+    (r"powerpc(32)?|ppc32", ppc.PPC),
+    (r"riscv", riscv.RISCV64),
+    (r"loongarch|loong64", loongarch64.ARCH),
 )
 
 
@@ -79,7 +79,7 @@ def by_name(name: str) -> Arch:
     if wanted in _BY_NAME:
         return _BY_NAME[wanted]
     for pattern, arch in _ALIASES:
-        if pattern.fullmatch(wanted):
+        if re.fullmatch(pattern, wanted):
             return arch
     raise UnsupportedFeatureError(
         f"architecture {name!r}, expected one of {', '.join(_BY_NAME)}", feature=f"architecture {name}"

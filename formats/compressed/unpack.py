@@ -14,14 +14,15 @@ import numpy as np
 
 from dumpxlate.arrays import runs
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
-from dumpxlate.formats.compressed.kinds import decompressor, is_start, kind_of
+from dumpxlate.formats.compressed.decompress import decompressor
+from dumpxlate.formats.compressed.kinds import is_start, kind_of
 from dumpxlate.io.source import MappedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dumpxlate.arrays import Bools
-    from dumpxlate.formats.compressed.kinds import Decompressor
+    from dumpxlate.formats.compressed.decompress import Decompressor
     from dumpxlate.io.source import Source
 
 __all__ = ["UnpackedFile", "unpack"]

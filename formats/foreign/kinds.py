@@ -7,8 +7,7 @@ dissect.hypervisor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from dumpxlate.io.source import Source
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Kind", "kind_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of file.
 
     Attributes:

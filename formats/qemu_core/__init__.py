@@ -48,7 +48,7 @@ class QemuCoreFormat:
         """Recognise the core of a process whose name, or whose program, is QEMU's."""
         if source.size < 64 or source.view(0, len(_MAGIC)) != _MAGIC:
             return None
-        from dumpxlate.formats.qemu_core.notes import qemu_program
+        from dumpxlate.formats.qemu_core.recognise import qemu_program
 
         program = qemu_program(source)
         return Match(Confidence.SPECIFIC, f"core of {program}") if program else None

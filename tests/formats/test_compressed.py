@@ -25,7 +25,7 @@ import zstandard
 import dumpxlate
 from dumpxlate import errors
 from dumpxlate.formats.compressed import FORMAT, unpack
-from dumpxlate.formats.compressed.kinds import decompressor
+from dumpxlate.formats.compressed.decompress import decompressor
 from dumpxlate.formats.compressed.unpack import UnpackedFile
 from dumpxlate.io.source import BytesSource, open_source
 from tests.builders import elf_cores, flattened, lime
