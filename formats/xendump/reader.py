@@ -45,15 +45,15 @@ class _File:
         room = (self.source.size - self.header.xch_pages_offset) // PAGE_SIZE
         return max(0, min(self.header.xch_nr_pages, room))
 
-    def chunks(self) -> Iterator[tuple[Int64s, Int64s]]:
-        """Read the index a million rows at a time: their numbers, and a frame number each, -1 where one is unused."""
+    def chunks(self) -> Iterator[tuple[int, Int64s]]:
+        """Read the index a million rows at a time: the first one's number, and a frame for each, -1 where none is."""
         for first in range(0, self.header.xch_nr_pages, _CHUNK):
             count = min(_CHUNK, self.header.xch_nr_pages - first)
             body = self.source.view(self.header.xch_index_offset + first * self.entry_size, count * self.entry_size)
             entries = np.frombuffer(body, f"<u{self.entry_size}").astype(np.int64)
             # 32-bit tools wrote ~0 with 32 bits, whatever the width of the entry.
             entries[entries == 0xFFFFFFFF] = -1
-            yield np.arange(first, first + len(entries)), entries
+            yield first, entries
 
 
 def open_xendump(source: Source) -> Dump:
@@ -202,22 +202,24 @@ def _store_by_mfn(file: _File) -> IndexedStore:
 
 def _store_by_position(file: _File) -> IndexedStore:
     """Key pages by their place: the order of guest-physical memory, without the hole below 4 GiB."""
-    return _indexed(file, ((row, _by_place(row, entries)) for row, entries in file.chunks()))
+    return _indexed(file, ((first, _by_place(first, entries)) for first, entries in file.chunks()))
 
 
-def _by_place(row: Int64s, entries: Int64s) -> Int64s:
+def _by_place(first: int, entries: Int64s) -> Int64s:
+    row = np.arange(first, first + len(entries))
     place = np.where(row < layout.HVM_MMIO_START, row, row + layout.HVM_MMIO_PAGES)
     return np.where(entries == -1, np.int64(-1), place)
 
 
-def _indexed(file: _File, chunks: Iterable[tuple[Int64s, Int64s]]) -> IndexedStore:
+def _indexed(file: _File, chunks: Iterable[tuple[int, Int64s]]) -> IndexedStore:
     """Index rows by frame; those whose page lies beyond the end of the file are left out."""
     stored, lost = ExtentsBuilder(PAGE_SIZE), [np.empty(0, np.int64)]
-    for row, frame in chunks:
-        inside = row < file.whole_pages
-        offset = file.header.xch_pages_offset + row * PAGE_SIZE
-        stored.add(frame[inside], offset[inside])
-        lost.append(frame[~inside & (frame >= 0)])
+    for first, frame in chunks:
+        whole = min(max(file.whole_pages - first, 0), len(frame))
+        at = file.header.xch_pages_offset + first * PAGE_SIZE
+        stored.add(frame[:whole], np.arange(at, at + whole * PAGE_SIZE, PAGE_SIZE))
+        beyond = frame[whole:]
+        lost.append(beyond[beyond >= 0])
     extents, repeated = stored.build()
     missing = PageRuns.from_pfns(distinct(np.concatenate(lost))[0])
     return IndexedStore(file.source, PAGE_SIZE, extents, lost=missing, repeated=repeated)
