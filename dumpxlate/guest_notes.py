@@ -193,5 +193,5 @@ def _own_notes(dump: Dump, producer: str) -> list[Note]:
         runs = dump.p2m.runs
         rows = np.empty(len(runs.pfn), _RUN.newbyteorder(endian))
         rows["pfn"], rows["mfn"], rows["count"] = runs.pfn, runs.frame, runs.count
-        notes.append(Note(OWN, NT_OWN_P2M, struct.pack(endian + "q", dump.p2m.size) + rows.tobytes()))
+        notes.append(Note(OWN, NT_OWN_P2M, b"".join((struct.pack(endian + "q", dump.p2m.size), rows.data))))
     return notes

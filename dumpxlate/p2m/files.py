@@ -134,8 +134,8 @@ def _is_text(head: bytes) -> bool:
 
 def _plausible(entries: NDArray[np.uint64]) -> bool:
     """Tell 64-bit entries from pairs of 32-bit ones: no machine has frames that high."""
-    plain = entries[entries != np.uint64(0xFFFFFFFFFFFFFFFF)]
-    return bool((plain & np.uint64((1 << 62) - 1) < np.uint64(_PLAUSIBLE_MFN)).all())
+    plain = entries & np.uint64((1 << 62) - 1) < np.uint64(_PLAUSIBLE_MFN)
+    return bool((plain | (entries == np.uint64(_ALL_ONES))).all())
 
 
 def _plausible_narrow(entries: NDArray[np.uint32]) -> bool:
