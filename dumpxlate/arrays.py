@@ -11,7 +11,20 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bools", "Int32s", "Int64s", "UInt8s", "UInt16s", "UInt64s", "ascending", "distinct", "expand", "runs"]
+__all__ = [
+    "DENSE",
+    "Bools",
+    "Int32s",
+    "Int64s",
+    "UInt8s",
+    "UInt16s",
+    "UInt64s",
+    "ascending",
+    "distinct",
+    "expand",
+    "lengths",
+    "runs",
+]
 
 Bools: TypeAlias = NDArray[np.bool_]
 UInt8s: TypeAlias = NDArray[np.uint8]
@@ -35,11 +48,22 @@ def runs(values: Int64s, *parallel: Int64s, step: int = 1) -> tuple[Int64s, Int6
     """
     if not len(values):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    joined = values[1:] - values[:-1] == 1
+    opens = np.ones(len(values), bool)
+    grown = values[1:] - values[:-1]
+    np.not_equal(grown, 1, out=opens[1:])
     for other in parallel:
-        joined &= other[1:] - other[:-1] == step
-    first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
-    return first, np.diff(first, append=len(values))
+        np.subtract(other[1:], other[:-1], out=grown)  # fresh memory costs as much as the work
+        opens[1:] |= grown != step
+    first = np.flatnonzero(opens)
+    return first, lengths(first, len(values))
+
+
+def lengths(first: Int64s, total: int) -> Int64s:
+    """Give the length of each of the runs that begin at ``first``, ascending, the last of which ends at ``total``."""
+    count = np.empty(len(first), np.int64)
+    np.subtract(first[1:], first[:-1], out=count[:-1])
+    count[-1:] = total - first[-1:]
+    return count
 
 
 def distinct(values: Int64s) -> tuple[Int64s, Int64s]:
@@ -59,7 +83,7 @@ def expand(start: Int64s, count: Int64s, *, step: int = 1) -> Int64s:
     return np.repeat(start - (ends - count) * step, count) + np.arange(total, dtype=np.int64) * step
 
 
-_DENSE = 4
+DENSE = 4
 """Numbers that are counted for each value at most."""
 
 
@@ -71,7 +95,7 @@ def ascending(values: Int64s) -> Int64s:
     """
     low = int(values.min()) if len(values) else 0
     span = int(values.max()) - low + 1 if len(values) else 0
-    if span <= _DENSE * len(values):
+    if span <= DENSE * len(values):
         place = np.full(span, -1, np.int64)
         place[values - low] = np.arange(len(values))
         found = place[place >= 0]

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from dumpxlate.arrays import ascending, expand, runs
+from dumpxlate.arrays import DENSE, ascending, expand, runs
 from dumpxlate.errors import MapError
 from dumpxlate.pageset import PageRuns
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
 
-__all__ = ["Extents", "ExtentsBuilder", "first_wins", "merge", "same_place"]
+__all__ = ["Extents", "ExtentsBuilder", "count_marked", "first_wins", "merge", "same_place"]
 
 _ALIASES = 4
 _FEW = 1 << 20
 """Where no two runs of a map share frames, there are no more pieces than runs on both sides; this many more may be."""
+_SHORT = 2
+"""Pages of a run, on average, up to which it takes less to write runs out page by page than to sort them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Extents:
 
     def pages(self) -> PageRuns:
         """Give the set of pages in these extents."""
-        return PageRuns.from_runs(self.start, self.count)
+        return PageRuns.joined(self.start, self.count)
 
     def through(self, start: Int64s, count: Int64s, frame: Int64s, page_size: int) -> Extents:
         """See these extents through a map: the same bytes under the pages that lead to theirs.
@@ -111,6 +113,37 @@ class Extents:
         page = start[run] + low - frame[run]
         order = ascending(page)
         return Extents(*merge(page[order], length[order], offset[order], step=page_size))
+
+    def through_each(self, start: Int64s, count: Int64s, frame: Int64s, page_size: int) -> Extents | None:
+        """See these extents through a map as ``through`` does, one page after the other.
+
+        Where runs have a page or two, as the memory of a guest that has lived for long, this takes a quarter of the
+        time, and no order but that of pages.
+
+        Args:
+            start: as for ``through``, ascending.
+            count: as for ``through``.
+            frame: as for ``through``, in any order.
+            page_size: bytes a page.
+
+        Returns:
+            The extents; None where runs are long, or the frames far apart.
+        """
+        pages = int(count.sum())
+        if pages > _SHORT * len(start):
+            return None
+        written = _written_out(self.start, self.count, self.offset, step=page_size, room=DENSE * pages)
+        if written is None:
+            return None
+        low, places = written
+        page, frame = (start, frame) if pages == len(start) else (expand(start, count), expand(frame, count))
+        at = frame - low
+        offset = places[np.clip(at, -1, len(places) - 1, out=at)]
+        there = offset >= 0
+        if not there.all():
+            page, offset = page[there], offset[there]
+        first, length = runs(page, offset, step=page_size)
+        return Extents(page[first], length, offset[first])
 
 
 @dataclass(slots=True)
@@ -143,12 +176,62 @@ class ExtentsBuilder:
     def build(self, *, last_wins: bool = False) -> tuple[Extents, int]:
         """Give the extents, and how many copies of pages were dropped: of several the first counts, or the last."""
         order = slice(None, None, -1 if last_wins else None)
-        start, count, offset = (
-            np.concatenate([np.empty(0, np.int64), *parts])[order] for parts in (self._start, self._count, self._offset)
-        )
+        start, count, offset = (_concatenated(parts)[order] for parts in (self._start, self._count, self._offset))
         total = int(count.sum())
+        each = _one_by_one(start, count, offset, step=self.step) if total <= _SHORT * len(start) else None
+        if each is not None:
+            return each, 0
         start, count, offset = merge(*first_wins(start, count, offset, step=self.step), step=self.step)
         return Extents(start, count, offset), total - int(count.sum())
+
+
+def _concatenated(parts: list[Int64s]) -> Int64s:
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _written_out(start: Int64s, count: Int64s, offset: Int64s, *, step: int, room: int) -> tuple[int, Int64s] | None:
+    """Write out where each page of runs in any order lies.
+
+    Returns:
+        The lowest frame, and by frame from there on the offset, -1 where there is none; one more -1 ends it. None where
+        this takes more than ``room`` entries, or runs overlap.
+    """
+    if not len(start):
+        return 0, np.full(1, -1, np.int64)
+    low, high = int(start.min()), int((start + count).max())
+    if not 0 < high - low <= room or (total := int(count.sum())) > high - low:
+        return None
+    if total > len(start):
+        start, offset = expand(start, count), expand(offset, count, step=step)
+    places = np.full(high - low + 1, -1, np.int64)
+    places[start - low] = offset
+    return (low, places) if int(np.count_nonzero(places >= 0)) == total else None
+
+
+def _one_by_one(start: Int64s, count: Int64s, offset: Int64s, *, step: int) -> Extents | None:
+    """Sort short runs that do not overlap; None where they do, or are far apart."""
+    written = _written_out(start, count, offset, step=step, room=DENSE * int(count.sum()))
+    if written is None:
+        return None
+    low, places = written
+    frame = np.flatnonzero(places >= 0)
+    offset = places[frame]
+    frame += low
+    first, count = runs(frame, offset, step=step)
+    return Extents(frame[first], count, offset[first])
+
+
+def count_marked(start: Int64s, count: Int64s) -> int | None:
+    """Count the frames in runs that may overlap, by marking each; None where runs are long, or the frames far apart."""
+    total = int(count.sum())
+    if not total or total > _SHORT * len(start):
+        return None
+    low, high = int(start.min()), int((start + count).max())
+    if not 0 < high - low <= DENSE * total:
+        return None
+    marks = np.zeros(high - low, bool)
+    marks[(start if total == len(start) else expand(start, count)) - low] = True
+    return int(np.count_nonzero(marks))
 
 
 def first_wins(start: Int64s, count: Int64s, offset: Int64s, *, step: int = 1) -> tuple[Int64s, Int64s, Int64s]:
@@ -184,7 +267,9 @@ def merge(start: Int64s, count: Int64s, offset: Int64s, *, step: int = 1) -> tup
         return start, count, offset
     apart = (start[1:] != (start + count)[:-1]) | (offset[1:] != (offset + count * step)[:-1])
     first = np.flatnonzero(np.append(True, apart))
-    return start[first], np.add.reduceat(count, first), offset[first]
+    begins = start[first]
+    last = np.append(first[1:], len(start)) - 1
+    return begins, start[last] + count[last] - begins, offset[first]
 
 
 def same_place(start: Int64s, count: Int64s, offset: Int64s) -> tuple[Int64s, Int64s, Int64s]:

@@ -98,6 +98,18 @@ class PageRuns:
         closes = np.append(opens[1:], True)[: len(start)]
         return cls(start[opens], reach[closes] - start[opens])
 
+    @classmethod
+    def joined(cls, start: Int64s, count: Int64s) -> Self:
+        """Make a set of ascending, disjoint runs, which may touch; empty ones are dropped."""
+        if not count.all():
+            start, count = start[count > 0], count[count > 0]
+        stop = start + count
+        opens = np.ones(len(start), bool)
+        np.not_equal(start[1:], stop[:-1], out=opens[1:])
+        first = np.flatnonzero(opens)
+        begins = start[first]
+        return cls(begins, stop[np.append(first[1:], len(start))[: len(first)] - 1] - begins)
+
     @cached_property
     def _before(self) -> Int64s:
         """Members before each run, and in all at the end; shape (runs + 1,)."""

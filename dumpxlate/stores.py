@@ -331,7 +331,8 @@ class RemappedStore:
     @cached_property
     def lost(self) -> PageSet:
         """Those that the file promises, and has no bytes for."""
-        return self._frames.preimage(lost_pages(self._inner))
+        lost = lost_pages(self._inner)
+        return self._frames.preimage(lost) if lost.count else EMPTY
 
     @property
     def damage(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 import numpy as np
 
 from dumpxlate.arrays import ascending, runs
-from dumpxlate.extents import Extents
+from dumpxlate.extents import Extents, count_marked
 from dumpxlate.pageset import PageRuns
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class FrameRuns:
     @classmethod
     def join(cls, parts: list[FrameRuns]) -> Self:
         """Put runs of ascending parts behind one another."""
+        if len(parts) == 1:
+            return cls(parts[0].pfn, parts[0].frame, parts[0].count)
         empty = np.empty(0, np.int64)
         return cls(
             np.concatenate([empty, *(part.pfn for part in parts)]),
@@ -153,24 +155,23 @@ class P2M:
             width: bytes of the guest's word, as for ``from_entries``.
             size: entries of the whole array.
         """
-        parts = [cls._classify(entries.astype(np.uint64), width, first) for first, entries in pieces]
+        parts = [cls._classify(entries.astype(np.uint64, copy=False), width, first) for first, entries in pieces]
         pages, foreign, identity = (FrameRuns.join([part[kind] for part in parts]) for kind in range(3))
         return cls(pages, size, foreign=foreign, identity=identity)
 
     @staticmethod
     def _classify(entries: NDArray[np.uint64], width: int, first: int) -> tuple[FrameRuns, FrameRuns, FrameRuns]:
         """Sort entries into the guest's pages, foreign frames and identity frames."""
-        top = np.uint64(1) << np.uint64(8 * width - 1)
-        nothing = entries == np.uint64((1 << 8 * width) - 1)
-        foreign = ~nothing & (entries & top != 0)
-        identity = ~nothing & ~foreign & (entries & (top >> np.uint64(1)) != 0)
-        page = ~(nothing | foreign | identity) & (entries != 0)
-        frame = (entries & (top - np.uint64(1)) & ~(top >> np.uint64(1))).astype(np.int64)
-        kinds = []
-        for kind in (page, foreign, identity):
-            at = np.flatnonzero(kind)
-            kinds.append(FrameRuns.from_pairs(at + first, frame[at]))
-        return kinds[0], kinds[1], kinds[2]
+        flag = np.uint64(1 << 8 * width - 2)  # of identity frames; that of foreign ones is twice this
+        page = entries - np.uint64(1) < flag - np.uint64(1)  # 0, less one, is above every flag
+        flagged = np.flatnonzero(~page & (entries != 0) & (entries != np.uint64((1 << 8 * width) - 1)))
+        frame = (entries[flagged] & (flag - np.uint64(1))).view(np.int64)
+        foreign = entries[flagged] >= flag + flag
+        return (
+            FrameRuns.from_pairs(np.flatnonzero(page) + first, entries[page].view(np.int64)),
+            FrameRuns.from_pairs(flagged[foreign] + first, frame[foreign]),
+            FrameRuns.from_pairs(flagged[~foreign] + first, frame[~foreign]),
+        )
 
     def trimmed(self) -> P2M:
         """Cut the entries behind the last one that says something."""
@@ -215,16 +216,17 @@ class P2M:
 
     @cached_property
     def _pages(self) -> PageRuns:
-        return PageRuns.from_runs(self.runs.pfn, self.runs.count)
+        return PageRuns.joined(self.runs.pfn, self.runs.count)
 
     @cached_property
     def _frames(self) -> PageRuns:
         return PageRuns.from_runs(self.by_frame.frame, self.by_frame.count)
 
-    @property
+    @cached_property
     def aliases(self) -> int:
         """Number of pfns beyond the first that map to a machine frame."""
-        return self.runs.total - self.frames().count
+        marked = count_marked(self.runs.frame, self.runs.count)
+        return self.runs.total - (self.frames().count if marked is None else marked)
 
     @property
     def invalid(self) -> int:
@@ -245,6 +247,10 @@ class P2M:
 
     def seen(self, extents: Extents, page_size: int = 1) -> Extents:
         """Give extents of machine frames as extents of pfns."""
+        runs = self.runs
+        found = extents.through_each(runs.pfn, runs.count, runs.frame, page_size)
+        if found is not None:
+            return found
         runs = self.by_frame
         return extents.through(runs.pfn, runs.count, runs.frame, page_size)
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dumpxlate.errors import MapError
-from dumpxlate.extents import Extents, same_place
+from dumpxlate.extents import Extents, count_marked, same_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,6 +142,42 @@ def test_extents_through_a_map_that_repeats_itself_do_not_fill_memory() -> None:
     every = np.full(count, 2 * count, np.int64)
     with pytest.raises(MapError, match="4,294,967,296 pieces of 65,536 runs"):
         held.through(np.arange(count) * 4 * count, every, np.zeros(count, np.int64), 4096)
+
+
+lengths, numbers = st.sampled_from([1, 1, 1, 2, 3]), st.integers(0, 60)
+mapped = st.lists(st.tuples(st.integers(0, 4), lengths, numbers | st.just(TOP)), max_size=25)
+stored = st.lists(st.tuples(st.integers(0, 4), lengths, numbers), max_size=25)
+
+
+def one_after_the_other(rows: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Make runs disjoint: the first number of each row becomes the gap before it."""
+    placed, at = [], 0
+    for gap, count, value in rows:
+        placed.append((at + gap, count, value))
+        at += gap + count
+    return placed
+
+
+@quick
+@given(mapped, stored)
+@example([(0, 1, 0), (0, 1, 1)], [])
+@example([(0, 1, 3), (0, 1, 4), (0, 1, 3)], [(3, 2, 7)])
+@example([(0, 1, TOP)], [(0, 1, 7)])
+def test_pages_seen_through_a_map(given: list[tuple[int, int, int]], held: list[tuple[int, int, int]]) -> None:
+    """Each pfn shows the bytes of its frame, whether runs are followed or pages, and frames may be shared."""
+    seen, there = one_after_the_other(given), one_after_the_other(held)
+    frames = {pfn + at: frame + at for pfn, count, frame in seen for at in range(count)}
+    places = {start + at: (place + at) * PAGE for start, count, place in there for at in range(count)}
+    expected = {pfn: places[frame] for pfn, frame in frames.items() if frame in places}
+    start, count, frame = (ints(row[column] for row in seen) for column in range(3))
+    extents = Extents(*(ints(row[column] for row in there) for column in range(2)), ints(p * PAGE for *_, p in there))
+    order = np.argsort(frame, kind="stable")
+    check(extents.through(start[order], count[order], frame[order], PAGE), expected)
+    each = extents.through_each(start, count, frame, PAGE)
+    if each is not None:
+        check(each, expected)
+    assert each is not None or len(frames) > 2 * len(seen) or max(places) - min(places) >= 4 * len(frames)
+    assert count_marked(frame, count) in (None, len(set(frames.values())))
 
 
 @quick
