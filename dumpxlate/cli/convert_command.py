@@ -250,12 +250,13 @@ def _mapped(dump: Dump, inputs: Input, conduct: Conduct, progress: Callable[[Pro
     Raises:
         MapError: there is none to be found.
     """
-    from dumpxlate.cli.find_p2m import with_found_map
     from dumpxlate.dump import Space
 
     refused = bool(dump.damage) and not conduct.salvage
     if dump.space is not Space.MACHINE or dump.frames is None or refused:
         return dump
+    from dumpxlate.cli.find_p2m import with_found_map
+
     return with_found_map(
         dump, "dump", inputs.symbols, allow_misfit=conduct.allow_loss, progress=progress, threads=conduct.threads
     )
