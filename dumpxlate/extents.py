@@ -82,7 +82,7 @@ class Extents:
 
     def pages(self) -> PageRuns:
         """Give the set of pages in these extents."""
-        return PageRuns.joined(self.start, self.count)
+        return PageRuns.from_runs(self.start, self.count)
 
     def through(self, start: Int64s, count: Int64s, frame: Int64s, page_size: int) -> Extents:
         """See these extents through a map: the same bytes under the pages that lead to theirs.

@@ -88,27 +88,18 @@ class PageRuns:
     @classmethod
     def from_runs(cls, start: Int64s, count: Int64s) -> Self:
         """Make a set of runs in any order, which may touch and overlap; empty ones are dropped."""
-        start, count = start[count > 0], count[count > 0]
-        if not (start[1:] >= start[:-1]).all():
-            order = ascending(start)
-            start, count = start[order], count[order]
-        reach = np.maximum.accumulate(start + count) if len(start) else start
-        opens = np.ones(len(start), bool)
-        opens[1:] = start[1:] > reach[:-1]
-        closes = np.append(opens[1:], True)[: len(start)]
-        return cls(start[opens], reach[closes] - start[opens])
-
-    @classmethod
-    def joined(cls, start: Int64s, count: Int64s) -> Self:
-        """Make a set of ascending, disjoint runs, which may touch; empty ones are dropped."""
-        if not count.all():
+        if not (count > 0).all():
             start, count = start[count > 0], count[count > 0]
-        stop = start + count
+        reach = start + count
+        if not (start[1:] >= reach[:-1]).all():
+            order = ascending(start)
+            start = start[order]
+            reach = np.maximum.accumulate(reach[order])
         opens = np.ones(len(start), bool)
-        np.not_equal(start[1:], stop[:-1], out=opens[1:])
+        np.greater(start[1:], reach[:-1], out=opens[1:])
         first = np.flatnonzero(opens)
         begins = start[first]
-        return cls(begins, stop[np.append(first[1:], len(start))[: len(first)] - 1] - begins)
+        return cls(begins, reach[np.append(first[1:], len(start))[: len(first)] - 1] - begins)
 
     @cached_property
     def _before(self) -> Int64s:

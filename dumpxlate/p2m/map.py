@@ -216,7 +216,7 @@ class P2M:
 
     @cached_property
     def _pages(self) -> PageRuns:
-        return PageRuns.joined(self.runs.pfn, self.runs.count)
+        return PageRuns.from_runs(self.runs.pfn, self.runs.count)
 
     @cached_property
     def _frames(self) -> PageRuns:
