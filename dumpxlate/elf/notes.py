@@ -51,6 +51,7 @@ __all__ = [
     "NT_XEN_DUMPCORE_XEN_VERSION",
     "Note",
     "ParsedNotes",
+    "note_parts",
     "pack_notes",
     "parse_notes",
 ]
@@ -139,6 +140,11 @@ def pack_notes(notes: Iterable[Note], endian: Endian) -> bytes:
     Raises:
         UnicodeEncodeError: a name is not Latin-1.
     """
+    return b"".join(note_parts(notes, endian))
+
+
+def note_parts(notes: Iterable[Note], endian: Endian) -> list[bytes]:
+    """Write notes as ``pack_notes`` does, in parts: the map of a large guest is copied for none of them."""
     parts: list[bytes] = []
     for note in notes:
         name = note.name.encode("latin-1")
@@ -149,7 +155,7 @@ def pack_notes(notes: Iterable[Note], endian: Endian) -> bytes:
             name.ljust(desc_at, b"\0"),
             note.desc.ljust(after - desc_at, b"\0"),
         )
-    return b"".join(parts)
+    return parts
 
 
 def _extent(name: bytes, at: int, namesz: int, descsz: int) -> tuple[int, int]:

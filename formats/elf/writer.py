@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dumpxlate.elf.container import PT_NOTE, Segments, program_headers
-from dumpxlate.elf.notes import pack_notes
+from dumpxlate.elf.notes import note_parts
 from dumpxlate.emit import TrimmedSink, append_pages
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.format import require_physical
@@ -82,19 +82,20 @@ class ElfWriter:
 
     def _plan(self, dump: Dump, loads: Segments) -> None:
         machine = dump.machine
-        notes = pack_notes(notes_for(dump, PRODUCER), machine.endian)
-        bits = _class(machine.word_bits, loads, self._bytes, len(notes))
-        note = _note_segment(len(notes))
+        notes = note_parts(notes_for(dump, PRODUCER), machine.endian)
+        length = sum(map(len, notes))
+        bits = _class(machine.word_bits, loads, self._bytes, length)
+        note = _note_segment(length)
         size = len(_headers(bits, machine, note, loads))
         note.offset[:] = size
-        start = -(-(size + len(notes)) // _ALIGN) * _ALIGN
+        start = -(-(size + length) // _ALIGN) * _ALIGN
         loads.offset[loads.filesz > 0] += start
         headers = _headers(bits, machine, note, loads)
-        self._head = headers + notes + bytes(start - size - len(notes))
+        self._head = [headers, *notes, bytes(start - size - length)]
 
     def begin(self, sink: Sink) -> None:
         """Write headers and notes."""
-        sink.append([self._head])
+        sink.append(self._head)
         self._sink = self._trimmed(sink)
 
     def _trimmed(self, sink: Sink) -> Sink | TrimmedSink:
