@@ -16,6 +16,11 @@ from dumpxlate.io.source import PreadFile
 DATA = random.Random(5).randbytes(300_000)
 
 
+@pytest.fixture(autouse=True)
+def _from_the_first_range_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "PAYS", 0)
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> int:
     path = tmp_path / "data"
@@ -107,3 +112,13 @@ def test_contexts_are_given_back(file: int) -> None:
         thread.start()
         thread.join()
     assert int(Path("/proc/sys/fs/aio-nr").read_text()) < 100 * 1024
+
+
+def test_few_ranges_go_one_by_one(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue costs as much when it goes as many of them."""
+    available()
+    monkeypatch.setattr(aio, "PAYS", 100)
+    monkeypatch.setattr(aio._Use, "ranges", 0)
+    offset, length = ranges(60)
+    assert read(file, offset, length)[0] is None
+    assert read(file, offset, length)[0] is not None
