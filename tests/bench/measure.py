@@ -1,4 +1,4 @@
-"""Times commands in turn, as whole processes, and watches how much memory each takes."""
+"""Times commands in turn, each with all of its processes, and watches how much memory they take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _SAMPLE_EVERY = 0.02
-"""Seconds; more often it would take a twentieth of a processor from what is measured."""
+"""Seconds. Counting a process's pages takes it a moment: the runs whose time counts are not watched."""
 
 
 @dataclass
@@ -25,15 +25,17 @@ class Runs:
 
     Attributes:
         seconds: wall time of each run.
-        anonymous: highest RssAnon seen of a process, bytes; of a pipeline, the largest counts.
-        resident: highest RssAnon + RssFile + RssShmem seen of one, bytes.
+        anonymous: the most anonymous memory seen of all processes together, bytes; what they share counts once.
+        resident: the most memory of any kind, likewise.
         crashed: runs that ended in an error, which have no time.
+        watched: whether to look how much memory is taken.
     """
 
     seconds: list[float] = field(default_factory=list)
     anonymous: int = 0
     resident: int = 0
     crashed: int = 0
+    watched: bool = False
 
     @property
     def median(self) -> float:
@@ -46,25 +48,30 @@ def run(command: Sequence[str], runs: Runs, *, stdin: Path | None = None) -> str
         started = time.perf_counter()
         process = subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         watcher = threading.Thread(target=_watch, args=(process, runs))
-        watcher.start()
+        if runs.watched:
+            watcher.start()
         output, errors = process.communicate()
         runs.seconds.append(time.perf_counter() - started)
-    watcher.join()
+    if runs.watched:
+        watcher.join()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: {errors.decode(errors='replace')[-2000:]}")
     return output.decode(errors="replace")
 
 
 def _watch(process: subprocess.Popen[bytes], runs: Runs) -> None:
+    """Add up each process's share of its pages (proc(5), smaps_rollup), which forks have in common at first."""
     while process.poll() is None:
+        anonymous = resident = 0
         for pid in _family(process.pid):
             try:
-                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
             except OSError:
                 continue
-            sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Rss")}
-            runs.anonymous = max(runs.anonymous, sizes.get("RssAnon", 0))
-            runs.resident = max(runs.resident, sum(sizes.values()))
+            sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+            anonymous += sizes.get("Pss_Anon", 0)
+            resident += sizes.get("Pss", 0)
+        runs.anonymous, runs.resident = max(runs.anonymous, anonymous), max(runs.resident, resident)
         time.sleep(_SAMPLE_EVERY)
 
 
@@ -96,7 +103,7 @@ def touch_free_memory(size: int = 3 << 30) -> None:
 
 
 def in_turn(commands: Sequence[Callable[[Runs], object]], rounds: int, before: Callable[[], None]) -> list[Runs]:
-    """Run commands in turn, A B A B, after one run of each that does not count.
+    """Run commands in turn, A B A B, after one run of each whose memory is watched, and whose time does not count.
 
     Peers, all but the first, may crash, as libkdumpfile's binding does on some files: such a run has no time.
     """
@@ -106,7 +113,7 @@ def in_turn(commands: Sequence[Callable[[Runs], object]], rounds: int, before: C
             before()
             os.sync()
             touch_free_memory()
-            took = Runs() if turn == 0 else runs
+            took = Runs(watched=True) if turn == 0 else runs
             try:
                 command(took)
             except RuntimeError:
@@ -114,4 +121,6 @@ def in_turn(commands: Sequence[Callable[[Runs], object]], rounds: int, before: C
                     raise
                 took.seconds.pop()
                 runs.crashed += 1
+            if turn == 0:
+                runs.anonymous, runs.resident = took.anonymous, took.resident
     return results

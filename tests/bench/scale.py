@@ -34,7 +34,7 @@ SIZES = (1, 16, 256, 1024, 4096, 16384 - 64)  # GiB; ext4 has no file of 16 TiB
 
 @dataclass(frozen=True)
 class Point:
-    """What one command took on one guest: seconds, and the highest RssAnon and resident memory in bytes."""
+    """What one command took on one guest: seconds, and the most anonymous and resident memory in bytes."""
 
     format: str
     gib: int
@@ -98,7 +98,7 @@ def measure(folder: Path, formats: list[str], largest: int) -> list[Point]:
             path, out = folder / f"{format}-{gib}", folder / "out"
             MAKE[format](path, gib * GIB // PAGE)
             for name, command in commands(format, path, out, gib).items():
-                runs = Runs()
+                runs = Runs(watched=True)
                 run(command, runs)
                 points.append(Point(format, gib, name, runs.seconds[0], runs.anonymous, runs.resident))
                 print(line(points[-1]), flush=True)
@@ -120,7 +120,7 @@ def write_plot(path: Path, points: list[Point]) -> None:
     panels = []
     for title, value in (
         ("seconds", lambda point: point.seconds),
-        ("RssAnon, MiB", lambda point: point.anonymous / MIB),
+        ("anonymous, MiB", lambda point: point.anonymous / MIB),
     ):
         curves = [
             Curve(" ".join(each), [(p.gib, value(p)) for p in points if (p.format, p.command) == each])
