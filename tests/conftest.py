@@ -65,8 +65,9 @@ def _signals_end_children() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep conversions in pytest's own process, whatever its threads: what tests count and break is there."""
-    monkeypatch.setattr("dumpxlate.writing.pump.can_share", lambda writer: False)
+    """Keep work in pytest's own process, whatever its threads: what tests count and break is there."""
+    monkeypatch.setattr("dumpxlate.codecs.forks.can_fork", lambda: False)
+    monkeypatch.setattr("dumpxlate.writing.ring.can_fork", lambda: False)
 
 
 @pytest.fixture

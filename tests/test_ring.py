@@ -10,14 +10,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dumpxlate.registry import all_formats, find_format
-from dumpxlate.writing.ring import can_share
+from dumpxlate.registry import all_formats
 from tests.builders import elf_cores, kdump
 from tests.builders.guest import small_guest
 
@@ -105,6 +103,23 @@ def test_the_output_is_the_same(tmp_path: Path, source: Path, target: str) -> No
     assert len(outputs) == 1
     beside = {path.read_bytes() for path in tmp_path.glob("out.?.*")}
     assert len(beside) == (target == "raw")
+
+
+@pytest.mark.parametrize(
+    "command", [["check"], ["check", "--first", "2"], ["compare", "--first", "3"], ["checksum", "--runs", "5"]]
+)
+def test_what_reads_says_the_same(tmp_path: Path, source: Path, damaged: Path, command: list[str]) -> None:
+    files = [damaged, source] if command[0] == "compare" else [damaged]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    said = []
+    for workers in ("0", "2", "3"):
+        program = [sys.executable, "-m", "dumpxlate", *command, *map(str, files), "--threads", workers, "--json"]
+        done = subprocess.run(program, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.stdout, done.stderr
+        told = json.loads(done.stdout)
+        told.pop("seconds", None)
+        said.append((done.returncode, done.stderr, told))
+    assert said[0] == said[1] == said[2]
 
 
 @pytest.mark.parametrize("how", ["stop", "skip", "zero"])
@@ -235,19 +250,3 @@ def is_there(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def test_a_process_with_threads_is_not_forked(source: Path) -> None:
-    import dumpxlate
-    from dumpxlate.format import WriteOptions
-
-    with dumpxlate.open(source) as dump:
-        writer = find_format("raw").writer(dump, WriteOptions())
-        done = threading.Event()
-        thread = threading.Thread(target=done.wait)
-        thread.start()
-        try:
-            assert not can_share(writer)
-        finally:
-            done.set()
-            thread.join()

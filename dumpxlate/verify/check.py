@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.codecs import batch as batches
-from dumpxlate.codecs.workers import default_threads, ordered_map
+from dumpxlate.codecs.forks import shared_map
+from dumpxlate.codecs.workers import default_threads
 from dumpxlate.pages import CodecId, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.stores import DeferredStore, with_bytes
@@ -100,7 +101,7 @@ def check(
     meter = Meter("check", looked.count * size, progress)
     found = _Found(BadRuns(first))
     threads = default_threads() if threads is None else threads
-    with contextlib.closing(ordered_map(walk.look, windows(looked, size), threads=threads)) as parts:
+    with contextlib.closing(shared_map(walk.look, windows(looked, size), workers=threads)) as parts:
         for part in parts:
             found.add(part)
             meter.add(part.pages * size)

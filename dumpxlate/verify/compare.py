@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dumpxlate.codecs.workers import default_threads, ordered_map
+from dumpxlate.codecs.forks import shared_map
+from dumpxlate.codecs.workers import default_threads
 from dumpxlate.dump import Space
 from dumpxlate.errors import MapError
 from dumpxlate.pages import windows
@@ -87,7 +88,7 @@ def compare(
     counts = np.zeros(len(Outcome), np.int64)
     found: list[PageDifference] = []
     threads = default_threads() if threads is None else threads
-    with contextlib.closing(ordered_map(pair.look, windows(pair.pages, pair.unit), threads=threads)) as parts:
+    with contextlib.closing(shared_map(pair.look, windows(pair.pages, pair.unit), workers=threads)) as parts:
         for part in parts:
             counts += part.counts
             found += part.differences[: first - len(found)]

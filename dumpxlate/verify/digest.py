@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.codecs import batch as batches
-from dumpxlate.codecs.workers import default_threads, ordered_map
+from dumpxlate.codecs.forks import shared_map
+from dumpxlate.codecs.workers import default_threads
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.pages import PageState
 from dumpxlate.pageset import PageRuns
@@ -120,7 +121,7 @@ def checksum(
     total = _Total(runs)
     meter = Meter("checksum", store.stored.count * store.page_size, progress)
     threads = default_threads() if threads is None else threads
-    with contextlib.closing(ordered_map(walk.look, walk.spans(), threads=threads)) as found:
+    with contextlib.closing(shared_map(walk.look, walk.spans(), workers=threads)) as found:
         for span in found:
             total.add(span)
             meter.add(int(span.has.sum()) * FRAME)

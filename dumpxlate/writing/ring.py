@@ -18,22 +18,13 @@ with the token, in the place of the batch that it happened to.
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import os
-import pickle
 import select
-import signal
-import sys
 from collections import deque
 from dataclasses import dataclass, replace
-from io import FileIO
-from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from dumpxlate.codecs.workers import keep_buffers
-from dumpxlate.errors import DumpxlateError, OutputError
+from dumpxlate.codecs.forks import Channel, GoneError, can_fork, forked, portable
+from dumpxlate.errors import OutputError
 from dumpxlate.format import Resumable
 
 if TYPE_CHECKING:
@@ -50,11 +41,6 @@ __all__ = ["Withholding", "can_share", "share"]
 
 _AHEAD = 2
 """Batches that a process prepares while it waits for its turn: some take far longer than others."""
-
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-
-_LENGTH = 8
-"""Bytes of a message that say how long the rest is."""
 
 
 @runtime_checkable
@@ -85,21 +71,12 @@ class _Token:
     state: Mapping[str, Any]
     counts: Counter[str]
     bad: BadRuns
-    error: BaseException | None = None
+    error: Exception | None = None
 
 
 def can_share(writer: Writer) -> bool:
-    """Tell whether processes can use a writer in turn, and this one can be forked.
-
-    A fork has one thread: locks that others hold would never be let go. The kernel's list of threads has those as well
-    that Python knows nothing of.
-    """
-    if not isinstance(writer, Resumable) or isinstance(writer, Withholding):
-        return False
-    try:
-        return sys.platform == "linux" and len([*Path("/proc/self/task").iterdir()]) == 1
-    except OSError:
-        return False
+    """Tell whether processes can use a writer in turn, and this one can be forked."""
+    return isinstance(writer, Resumable) and not isinstance(writer, Withholding) and can_fork()
 
 
 def share(pump: Pump, sink: FileSink, starts: range, processes: int, wrote: Callable[[int], object]) -> bool:
@@ -118,61 +95,19 @@ def share(pump: Pump, sink: FileSink, starts: range, processes: int, wrote: Call
     Raises:
         OutputError: one of them was killed.
     """
-    keep_buffers()
-    gc.freeze()  # what there is stays: looking for garbage in it would copy its pages into every process
-    pipes = [_pipe() for _ in range(processes)]
-    children: list[int] = []
-    # A signal must find each process that there is in the list, and may not keep us from ending it.
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    channels = [Channel() for _ in range(processes)]
+    first, *others = (_Member(pump, sink, starts, number, channels) for number in range(processes))
     try:
-        for number in range(1, processes):
-            try:
-                children.append(_fork(_Member(pump, sink, starts, number, pipes).follow, held))
-            except OSError:
-                return False
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        _Member(pump, sink, starts, 0, pipes).lead(wrote)
+        with forked([other.follow for other in others]) as there:
+            if there:
+                first.lead(wrote)
+            return there
+    except GoneError:
+        why = "a process that was writing it was killed; was there enough memory?"
+        raise OutputError(why, path=str(sink.path)) from None
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        for each in children:
-            os.kill(each, signal.SIGKILL)
-            os.waitpid(each, 0)
-        for end in chain.from_iterable(pipes):
-            end.close()
-        gc.unfreeze()
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    return True
-
-
-def _pipe() -> tuple[FileIO, FileIO]:
-    """Make a pipe; gives the ends to read from and to write to."""
-    source, target = os.pipe()
-    return FileIO(source, "rb"), FileIO(target, "wb")
-
-
-def _fork(work: Callable[[], None], mask: set[int | signal.Signals]) -> int:
-    """Do something in a process of its own, which ends then; gives its number."""
-    child = os.fork()
-    if not child:
-        _live(work, mask)
-    return child
-
-
-def _live(work: Callable[[], None], mask: set[int | signal.Signals]) -> NoReturn:
-    """Be a fork: nothing of what the parent does when it ends may happen here, such as removing files."""
-    try:
-        for each in _SIGNALS:
-            if callable(signal.getsignal(each)):
-                # A terminal sends it to all of them; the parent ends the others.
-                signal.signal(each, signal.SIG_IGN if each == signal.SIGINT else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        work()
-    finally:
-        os._exit(0)
-
-
-class _GoneError(Exception):
-    """A neighbour in the ring is there no more."""
+        for channel in channels:
+            channel.close()
 
 
 class _Member:
@@ -183,36 +118,29 @@ class _Member:
         sink: what its writer writes to.
         starts: ranks at which the batches of all begin.
         number: which process this is; 0 is the parent.
-        pipes: reading and writing end of a pipe for each process, from which it gets the token.
+        channels: one for each process, by which it gets the token.
     """
 
-    def __init__(
-        self, pump: Pump, sink: FileSink, starts: range, number: int, pipes: Sequence[tuple[FileIO, FileIO]]
-    ) -> None:
+    def __init__(self, pump: Pump, sink: FileSink, starts: range, number: int, channels: Sequence[Channel]) -> None:
         self._pump, self._sink, self._starts = pump, sink, starts
-        self._todo: Iterator[int] = iter(starts[number :: len(pipes)])
-        self._rounds = -(-len(starts) // len(pipes))
+        self._todo: Iterator[int] = iter(starts[number :: len(channels)])
+        self._rounds = -(-len(starts) // len(channels))
         self._ready: deque[PageBatch | Exception] = deque()
-        self._from, self._to = pipes[number][0], pipes[(number + 1) % len(pipes)][1]
-        self._others = {*chain.from_iterable(pipes)} - {self._from, self._to}
+        self._channels, self._mine, self._next = channels, channels[number], channels[(number + 1) % len(channels)]
 
     def lead(self, wrote: Callable[[int], object]) -> None:
         """Be the parent: begin, and tell how far all have come."""
         self._begin()
         token = self._token(self._starts.start)
-        try:
-            for number in range(self._rounds + 1):
-                self._prepare(_AHEAD if number else 0)
-                token = self._turn(self._receive() if number else token)
-                if token.error:
-                    raise token.error
-                self._send(token)
-                self._sink.release()
-                wrote(token.pages)
-            token = self._receive()
-        except _GoneError:
-            why = "a process that was writing it was killed; was there enough memory?"
-            raise OutputError(why, path=str(self._sink.path)) from None
+        for number in range(self._rounds + 1):
+            self._prepare(_AHEAD if number else 0)
+            token = self._turn(self._received() if number else token)
+            if token.error:
+                raise token.error
+            self._next.send(token)
+            self._sink.release()
+            wrote(token.pages)
+        token = self._received()
         if token.error:
             raise token.error
         self._adopt(token)
@@ -222,25 +150,29 @@ class _Member:
         """Be another one. In the last round nothing is left to write but what went wrong since the one before."""
         self._begin()
         failed: Exception | None = None
-        with contextlib.suppress(_GoneError):
-            for _ in range(self._rounds + 1):
-                self._prepare(_AHEAD)
-                token = self._receive()
-                token = replace(token, error=token.error or failed) if failed else self._turn(token)
-                self._send(token)
-                if token.error:
-                    return
-                try:
-                    self._sink.release()
-                except Exception as error:
-                    failed = error
+        for _ in range(self._rounds + 1):
+            self._prepare(_AHEAD)
+            token = self._received()
+            if failed and not token.error:
+                token = replace(token, error=portable(failed))
+            token = self._turn(token)
+            self._next.send(token)
+            if token.error:
+                return
+            try:
+                self._sink.release()
+            except Exception as error:
+                failed = error
 
     def _begin(self) -> None:
         """Close the ends that others use: only so is it noticed when one of them is gone."""
-        for end in self._others:
-            end.close()
+        for channel in self._channels:
+            if channel is not self._mine:
+                channel.source.close()
+            if channel is not self._next:
+                channel.target.close()
         self._incoming = select.poll()
-        self._incoming.register(self._from)
+        self._incoming.register(self._mine.source)
 
     def _prepare(self, ahead: int) -> None:
         """Prepare a batch, and more while the token is elsewhere; what goes wrong has its turn as well."""
@@ -261,13 +193,13 @@ class _Member:
             return token
         batch = self._ready.popleft()
         if isinstance(batch, Exception):
-            return replace(token, error=batch)
+            return replace(token, error=portable(batch))
         self._adopt(token)
         self._sink.hold()
         try:
             self._pump.write(batch)
         except Exception as error:
-            return replace(token, error=error)
+            return replace(token, error=portable(error))
         return self._token(token.pages + len(batch.table))
 
     def _token(self, pages: int) -> _Token:
@@ -284,37 +216,7 @@ class _Member:
         pump.counts, pump.bad = token.counts, token.bad
         pump.writer.restore(self._sink, token.pages, token.state)
 
-    def _send(self, token: _Token) -> None:
-        """Hand the token to the next process."""
-        data = _packed(token)
-        message = memoryview(len(data).to_bytes(_LENGTH, "little") + data)
-        try:
-            while message:
-                message = message[self._to.write(message) :]
-        except BrokenPipeError:
-            raise _GoneError from None
-
-    def _receive(self) -> _Token:
+    def _received(self) -> _Token:
         """Wait for the token."""
-        token: _Token = pickle.loads(self._read(int.from_bytes(self._read(_LENGTH), "little")))  # noqa: S301
+        token: _Token = self._mine.receive()
         return token
-
-    def _read(self, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            more = self._from.read(length - len(data))
-            if not more:
-                raise _GoneError
-            data += more
-        return data
-
-
-def _packed(token: _Token) -> bytes:
-    """Pack a token; an error that cannot be packed is told in words."""
-    try:
-        data = pickle.dumps(token)
-        if token.error:
-            pickle.loads(data)  # noqa: S301
-    except Exception:
-        return pickle.dumps(replace(token, error=DumpxlateError(f"{type(token.error).__name__}: {token.error}")))
-    return data

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 _EVERY_PAGE = """
 import sys, numpy, dumpxlate
-from dumpxlate.codecs.batch import decode, gather
-from dumpxlate.pages import PageState, batches
-from dumpxlate.codecs.workers import default_threads, ordered_map
+from dumpxlate.codecs.batch import decode
+from dumpxlate.codecs.forks import shared_map
+from dumpxlate.codecs.workers import default_threads
+from dumpxlate.pages import windows
 pages = total = 0
 with dumpxlate.open(sys.argv[1]) as dump:
     if len(sys.argv) > 2:  # the digest too
@@ -28,8 +29,10 @@ with dumpxlate.open(sys.argv[1]) as dump:
             total += digest(wanted, dump.read_pages(wanted))
             pages += len(wanted)
     else:
-        for batch in ordered_map(lambda each: decode(each, 4096), batches(dump.pages), threads=default_threads()):
-            pages += len(batch.table)
+        def count(window):
+            table = dump.pages.locate(dump.pages.stored.select(*window))
+            return len(decode(dump.pages.fetch(table), 4096).table)
+        pages = sum(shared_map(count, windows(dump.pages.stored, 4096), workers=default_threads()))
 print(pages, total % 2**64)
 """
 
