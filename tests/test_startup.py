@@ -78,6 +78,7 @@ def test_a_conversion_loads_one_reader_and_one_writer(sample: Callable[[str], Pa
     assert found & {"shlex", "dumpxlate.cli.screen", *UNREAD} == set()
     assert {name for name in found if name.startswith("dumpxlate.codecs.")} <= {
         "dumpxlate.codecs.batch",
+        "dumpxlate.codecs.forks",
         "dumpxlate.codecs.raw",
         "dumpxlate.codecs.workers",
     }
