@@ -188,6 +188,7 @@ class PreadFile(Closing):
         self._fd = fd
         self.name = name
         self.size = size
+        self._data: tuple[Int64s, Int64s] | None = None
 
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
         """Read a range."""
@@ -244,7 +245,10 @@ class PreadFile(Closing):
         Raises:
             TruncatedDumpError: the file has become shorter: what was cut off would look like a hole.
         """
-        found = runs_of_data(self._fd, self.size if stop is None else min(stop, self.size), start)
+        if start or stop is not None:
+            found = runs_of_data(self._fd, self.size if stop is None else min(stop, self.size), start)
+        else:  # a sparse core may have thousands, and more than one reader who asks for all of them
+            found = self._data = self._data or runs_of_data(self._fd, self.size)
         self._require_end(0, self.size)
         return found
 
