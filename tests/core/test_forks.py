@@ -37,6 +37,8 @@ thread.start()
 print(can_fork())
 done.set()
 thread.join()
+while not can_fork():  # the kernel's thread ends a moment after Python's
+    time.sleep(0.01)
 print(can_fork())
 """
     assert printed(body) == ["True", "False", "True"]
