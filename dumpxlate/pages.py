@@ -212,10 +212,10 @@ def damage_of(store: PageStore) -> tuple[str, ...]:
     return damage
 
 
-def windows(pages: PageSet, page_size: int, *, size: int = BATCH_BYTES, begin: int = 0) -> Iterator[tuple[int, int]]:
-    """Cut a set of pages, from rank ``begin`` on, into windows (first, last) of ``size`` bytes of guest memory each."""
+def windows(pages: PageSet, page_size: int, *, size: int = BATCH_BYTES) -> Iterator[tuple[int, int]]:
+    """Cut a set of pages into windows of ranks (first, last) of ``size`` bytes of guest memory each."""
     step = max(size // page_size, 1)
-    for first in range(begin, pages.count, step):
+    for first in range(0, pages.count, step):
         yield first, min(first + step, pages.count)
 
 
