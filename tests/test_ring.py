@@ -18,6 +18,7 @@ import pytest
 from dumpxlate.registry import all_formats
 from tests.builders import elf_cores, kdump
 from tests.builders.guest import small_guest
+from tests.core.test_forks import ONE_FORK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,16 +200,7 @@ def trouble(child, batches):
 
 
 def test_without_more_processes_threads_do_it(tmp_path: Path, source: Path) -> None:
-    trouble = """
-fork, made = os.fork, []
-def few():
-    if made:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-    made.append(fork())
-    return made[-1]
-os.fork = few
-"""
-    code, words, told = convert(tmp_path, source, "-o", "out", "--to", "elf", "--threads", "3", trouble=trouble)
+    code, words, told = convert(tmp_path, source, "-o", "out", "--to", "elf", "--threads", "3", trouble=ONE_FORK)
     assert code == 0, words
     assert told == {"batches": 12, "shared": [False]}
     assert convert(tmp_path, source, "-o", "one", "--to", "elf", "--threads", "0")[0] == 0

@@ -19,6 +19,17 @@ def children():
     return open(f"/proc/{parent}/task/{parent}/children").read().split()
 """
 
+ONE_FORK = """
+fork, made = os.fork, []
+def few():
+    if made:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    made.append(fork())
+    return made[-1]
+os.fork = few
+"""
+"""What lets a program fork once, and no more."""
+
 
 def printed(body: str) -> list[str]:
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
@@ -108,14 +119,8 @@ except DumpxlateError as error:
 
 
 def test_without_more_processes_threads_do_it() -> None:
-    body = """
-fork, made = os.fork, []
-def few():
-    if made:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-    made.append(fork())
-    return made[-1]
-os.fork = few
+    body = f"""
+{ONE_FORK}
 print(list(shared_map(lambda number: (number, os.getpid() == parent), range(4), workers=3)), len(children()))
 """
     assert printed(body) == ["[(0, True), (1, True), (2, True), (3, True)] 0"]
