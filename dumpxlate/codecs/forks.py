@@ -7,6 +7,7 @@ process without other threads is forked: locks that they hold would never be let
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import pickle
@@ -24,7 +25,7 @@ from dumpxlate.errors import DumpxlateError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-__all__ = ["Channel", "GoneError", "can_fork", "forked", "portable", "shared_map"]
+__all__ = ["Channel", "GoneError", "Lock", "can_fork", "forked", "portable", "shared_map"]
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
@@ -144,6 +145,36 @@ class Channel:
                 raise GoneError
             data += more
         return data
+
+
+class Lock:
+    """What one of several forks holds at a time; the kernel takes it from one that ends."""
+
+    def __init__(self) -> None:
+        self._file = FileIO(os.memfd_create("dumpxlate"), "r+b")
+
+    def acquire(self, *, wait: bool) -> bool:
+        """Take it.
+
+        Args:
+            wait: until it is free.
+
+        Returns:
+            Whether it was taken.
+        """
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let it go."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Do without it from now on."""
+        self._file.close()
 
 
 def portable(error: Exception) -> Exception:

@@ -11,6 +11,9 @@ its own::
                         v                                        | token
       1: prepare ------ settle, write --- prepare ---------------+
 
+Only one process writes at a time: the kernel lets no more into one file, and has those that wait for it spin meanwhile,
+where they could prepare their next batches.
+
 A batch is settled in its turn, so that the output is the same as if one process had written it. The processes are forks
 of the one that opened the dump: nothing is opened, read or planned again. What goes wrong in one of them comes around
 with the token, in the place of the batch that it happened to.
@@ -23,7 +26,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from dumpxlate.codecs.forks import Channel, GoneError, can_fork, forked, portable
+from dumpxlate.codecs.forks import Channel, GoneError, Lock, can_fork, forked, portable
 from dumpxlate.errors import OutputError
 from dumpxlate.format import Resumable
 
@@ -95,8 +98,8 @@ def share(pump: Pump, sink: FileSink, starts: range, processes: int, wrote: Call
     Raises:
         OutputError: one of them was killed.
     """
-    channels = [Channel() for _ in range(processes)]
-    first, *others = (_Member(pump, sink, starts, number, channels) for number in range(processes))
+    channels, alone = [Channel() for _ in range(processes)], Lock()
+    first, *others = (_Member(pump, sink, starts, number, channels, alone) for number in range(processes))
     try:
         with forked([other.follow for other in others]) as there:
             if there:
@@ -108,6 +111,7 @@ def share(pump: Pump, sink: FileSink, starts: range, processes: int, wrote: Call
     finally:
         for channel in channels:
             channel.close()
+        alone.close()
 
 
 class _Member:
@@ -119,10 +123,13 @@ class _Member:
         starts: ranks at which the batches of all begin.
         number: which process this is; 0 is the parent.
         channels: one for each process, by which it gets the token.
+        alone: held by the process that writes.
     """
 
-    def __init__(self, pump: Pump, sink: FileSink, starts: range, number: int, channels: Sequence[Channel]) -> None:
-        self._pump, self._sink, self._starts = pump, sink, starts
+    def __init__(
+        self, pump: Pump, sink: FileSink, starts: range, number: int, channels: Sequence[Channel], alone: Lock
+    ) -> None:
+        self._pump, self._sink, self._starts, self._alone = pump, sink, starts, alone
         self._todo: Iterator[int] = iter(starts[number :: len(channels)])
         self._rounds = -(-len(starts) // len(channels))
         self._ready: deque[PageBatch | Exception] = deque()
@@ -138,7 +145,7 @@ class _Member:
             if token.error:
                 raise token.error
             self._next.send(token)
-            self._sink.release()
+            self._write()
             wrote(token.pages)
         token = self._received()
         if token.error:
@@ -160,7 +167,7 @@ class _Member:
             if token.error:
                 return
             try:
-                self._sink.release()
+                self._write()
             except Exception as error:
                 failed = error
 
@@ -177,15 +184,32 @@ class _Member:
     def _prepare(self, ahead: int) -> None:
         """Prepare a batch, and more while the token is elsewhere; what goes wrong has its turn as well."""
         while len(self._ready) <= ahead and not (self._ready and self._incoming.poll(0)):
-            first = next(self._todo, None)
-            if first is None:
+            if not self._prepare_next():
                 return
-            try:
-                last = min(first + self._starts.step, self._starts.stop)
-                self._ready.append(self._pump.prepare((first, last)))
-            except Exception as error:
-                self._ready.append(error)
-                self._todo = iter(())
+
+    def _prepare_next(self) -> bool:
+        """Prepare a batch; False where there are no more."""
+        first = next(self._todo, None)
+        if first is None:
+            return False
+        try:
+            last = min(first + self._starts.step, self._starts.stop)
+            self._ready.append(self._pump.prepare((first, last)))
+        except Exception as error:
+            self._ready.append(error)
+            self._todo = iter(())
+        return True
+
+    def _write(self) -> None:
+        """Write what the sink holds when no other process writes; until then prepare batches."""
+        while not self._alone.acquire(wait=False):
+            if len(self._ready) >= _AHEAD or not self._prepare_next():
+                self._alone.acquire(wait=True)
+                break
+        try:
+            self._sink.release()
+        finally:
+            self._alone.release()
 
     def _turn(self, token: _Token) -> _Token:
         """Settle where the bytes of the next batch go; the sink holds them."""

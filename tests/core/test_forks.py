@@ -140,3 +140,21 @@ except DumpxlateError as error:
     print(error)
 """
     assert printed(body) == ["Odd: odd thing"]
+
+
+def test_a_lock_is_held_by_one_process_and_let_go_by_the_dead() -> None:
+    body = """
+lock, said = forks.Lock(), forks.Channel()
+def hold():
+    said.send(lock.acquire(wait=True))
+    time.sleep(60)
+with forks.forked([hold]):
+    print(said.receive(), lock.acquire(wait=False))
+print(lock.acquire(wait=False))
+lock.release()
+def take():
+    said.send(lock.acquire(wait=True))
+with forks.forked([take]):
+    print(said.receive())
+"""
+    assert printed(body) == ["True False", "True", "True"]
