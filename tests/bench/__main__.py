@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from dataclasses import asdict
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.case import AbsentError
 from tests.bench.cases import CASES
-from tests.bench.measure import Runs, in_turn, run, with_bytecode
+from tests.bench.measure import Runs, in_turn, run, touch_free_memory, with_bytecode
 from tests.bench.peers import choose
 from tests.bench.report import Row, table, write_plot
 
@@ -78,12 +79,17 @@ def measure(case: Case, size: int, prepared: Prepared, pairs: int) -> Row:
         for path in prepared.outputs:
             path.unlink(missing_ok=True)
 
+    def settle() -> None:
+        clean()
+        os.sync()
+        touch_free_memory(size * MIB)
+
     clean()
     prepared.check(run(prepared.ours, Runs()))
     commands = [partial(run, prepared.ours)]
     commands += [partial(run, peer, stdin=prepared.stdin) for peer in prepared.peers.values()]
     facts = _facts(prepared, commands)
-    ours, *peers = in_turn(commands, pairs, clean)
+    ours, *peers = in_turn(commands, pairs, settle)
     clean()
     timed = [(runs.median, label) for runs, label in zip(peers, prepared.peers, strict=True) if runs.seconds]
     crashed = sum(runs.crashed for runs in peers)

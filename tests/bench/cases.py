@@ -50,6 +50,13 @@ CASES = (
         partial(qemu.core_against_gdb, knowledge="debug"),
         grows=False,
     ),
+    Case(
+        "qemu_core-gdb",
+        "gdb with QEMU's script, 2 GiB",
+        20,
+        partial(qemu.core_against_gdb, knowledge="profile", mib=2048),
+        grows=False,
+    ),
     Case("compare", "cmp of the raw images", 0.7, reading.compare),
     Case("random-elf", "libkdumpfile's Python binding; drgn", 2, partial(reading.random_pages, format="elf")),
     Case("random-kdump", "libkdumpfile's Python binding; drgn", 2, partial(reading.random_pages, format="kdump")),

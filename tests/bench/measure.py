@@ -93,12 +93,14 @@ def with_bytecode(folder: Path) -> None:
     os.environ["PYTHONPYCACHEPREFIX"] = str(folder.resolve() / "bytecode")
 
 
-def touch_free_memory(size: int = 3 << 30) -> None:
-    """Have the machine's free memory backed before a run.
+def touch_free_memory(guest: int) -> None:
+    """Have the machine's free memory backed before a run, as far as a guest of so many bytes needs it.
 
     A virtual machine gives free memory back to its host after a second or two, and each page that is used again costs
     a fault there: cp of 1.1 GiB onto tmpfs took 0.6 or 2.3 s, by what had been freed when. Both sides find it backed.
     """
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = min(max(3 << 30, guest), free * 3 // 4)
     subprocess.run([sys.executable, "-c", f"b = bytearray({size}); b[::4096] = b'1' * len(b[::4096])"], check=True)
 
 
@@ -111,8 +113,6 @@ def in_turn(commands: Sequence[Callable[[Runs], object]], rounds: int, before: C
     for turn in range(rounds + 1):
         for command, runs in zip(commands, results, strict=True):
             before()
-            os.sync()
-            touch_free_memory()
             took = Runs(watched=True) if turn == 0 else runs
             try:
                 command(took)

@@ -83,18 +83,20 @@ def _blocks(size: int) -> Iterator[NDArray[np.uint8]]:
     return guests.pages(size // guests.PAGE)
 
 
-def core_against_gdb(folder: Path, size: int, *, knowledge: str) -> Prepared:
+def core_against_gdb(folder: Path, size: int, *, knowledge: str, mib: int = 256) -> Prepared:
     """A real core whose guest is made larger, against gdb with QEMU's own script.
 
-    The core is that of a guest of 4 MiB (``lab/qemu_core.py``): its ``pc.ram`` is put elsewhere, and made 256 MiB.
+    The core is that of a guest of 4 MiB (``lab/qemu_core.py``): its ``pc.ram`` is put elsewhere, and made so many MiB,
+    of which there is room for 3,072 before the devices.
     """
     need("gdb")
     paths = {name: os.environ.get(name, "") for name in (CORE, DEBUG_FILE, SCRIPT)}
     absent = [name for name, path in paths.items() if not path]
     if absent:
         raise AbsentError(f"{', '.join(absent)} must name a core, its debug file, QEMU's dump-guest-memory.py")
-    size = min(size, 256 * _MIB)
-    source, profile, out, theirs = (folder / name for name in ("real.core", "real.json", "out.elf", "theirs.elf"))
+    size = min(size, mib * _MIB)
+    names = (f"real-{size // _MIB}m.core", "real.json", "out.elf", "theirs.elf")
+    source, profile, out, theirs = (folder / name for name in names)
     if not source.exists():
         _enlarge(Path(paths[CORE]), source, size)
         subprocess.run([*US, "qemu-profile", paths[DEBUG_FILE], "-o", str(profile), "--force"], check=True)
