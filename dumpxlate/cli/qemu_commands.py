@@ -25,7 +25,8 @@ def qemu_profile(
     from dumpxlate.qemu.profile import Profile
 
     debug_file = debug_file_of(program)
-    profile = Profile.from_debug_info(open_debug_info(debug_file), str(debug_file))
+    with open_debug_info(debug_file) as info:
+        profile = Profile.from_debug_info(info, str(debug_file))
     text = profile.to_json()
     if out == "-":
         typer.echo(text, nl=False)

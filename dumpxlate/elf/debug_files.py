@@ -5,6 +5,7 @@ Sources: gdb's manual, "Debugging Information in Separate Files"; dwz(1).
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,7 @@ from dumpxlate.io.source import open_source
 if TYPE_CHECKING:
     import os
 
-    from dumpxlate.elf.container import ElfFile
-    from dumpxlate.elf.dwarf import DebugInfo
-    from dumpxlate.io.source import Source
+    from dumpxlate.elf.dwarf import AlternateFile, DebugInfo
 
 __all__ = ["debug_file_of", "find_debug_file", "open_debug_info"]
 
@@ -66,27 +65,31 @@ def debug_file_of(program: str | os.PathLike[str], root: Path = DEBUG_ROOT) -> P
 
 
 def open_debug_info(path: str | os.PathLike[str], root: Path = DEBUG_ROOT) -> DebugInfo:
-    """Read a file with debug information, and the one it shares entries with where that is installed.
+    """Open a file with debug information, and the one it shares entries with where that is installed.
+
+    Use it in a ``with`` block: entries are read from the files when they are looked at.
 
     Raises:
         UnknownFormatError: it has no debug information.
         CorruptDumpError: it contradicts itself.
         OSError: it cannot be opened.
     """
-    with open_source(path) as source:
+    with ExitStack() as opened:
+        source = opened.enter_context(open_source(path))
         file = read_elf(source)
-        return read_debug_info(source, file=file, alternate=_alternate(source, file, Path(path), root))
+        link = alternate_of(source, file)
+        alternate = _alternate(link, Path(path).parent, root) if link else None
+        if alternate:
+            opened.enter_context(alternate)
+        return read_debug_info(source, file=file, alternate=alternate).own(opened)
 
 
-def _alternate(source: Source, file: ElfFile, path: Path, root: Path) -> DebugInfo | None:
+def _alternate(link: AlternateFile, folder: Path, root: Path) -> DebugInfo | None:
     """Open what dwz moved out of a file; None where it is not installed, or is of another build."""
-    link = alternate_of(source, file)
-    if link is None:
-        return None
-    for place in (find_debug_file(link.build_id, root), path.parent / link.name):
+    for place in (find_debug_file(link.build_id, root), folder / link.name):
         if place is not None and place.is_file():
-            with open_source(place) as other:
-                found = read_debug_info(other)
-            if found.build_id == link.build_id:
-                return found
+            with ExitStack() as opened:
+                found = read_debug_info(opened.enter_context(open_source(place)))
+                if found.build_id == link.build_id:
+                    return found.own(opened)
     return None

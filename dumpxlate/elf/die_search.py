@@ -72,6 +72,7 @@ def _in_place(dies: Dies, name: str, tags: frozenset[int], ranges: Iterable[tupl
     """Find what may be entries with a name, or with its offset; None for each place that is none."""
     encodings = list(_encodings(dies, name))
     for start, stop in ranges:
+        dies.sections.bring(start, stop)
         for pattern, forms in encodings:
             for at in places(dies.sections.info, pattern, start, stop):
                 yield None
@@ -151,7 +152,7 @@ def _numbered(dies: Dies, unit: Unit, number: int, tags: frozenset[int]) -> Iter
         for at in places(info, pattern, unit.first, unit.stop):
             for gap, code in heads:
                 start = at - gap - len(code)
-                if start >= unit.first and info.startswith(code, start):
+                if start >= unit.first and info[start : start + len(code)] == code:
                     yield from _entry(dies, unit, start)
 
 

@@ -40,8 +40,9 @@ from dumpxlate.elf.units import WHAT, Units
 from dumpxlate.errors import CorruptDumpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from dumpxlate.elf.late import Octets
     from dumpxlate.elf.units import Unit
     from dumpxlate.structs import Endian
 
@@ -57,12 +58,16 @@ _WALKS = 16
 """Units of which is kept how far somebody walked over their entries."""
 
 
+def _all_there(start: int, stop: int) -> None:
+    """Nothing has to be brought."""
+
+
 @dataclass(frozen=True, slots=True)
 class DebugSections:
     """The sections that entries are made of.
 
     Attributes:
-        info: .debug_info.
+        info: .debug_info, as far as ``bring`` was asked for it.
         abbrev: .debug_abbrev.
         strings: .debug_str.
         line_strings: .debug_line_str.
@@ -70,9 +75,10 @@ class DebugSections:
         addresses: .debug_addr, which numbers addresses.
         ranges: .debug_aranges, which tells the units of addresses.
         types_at: where .debug_types begins, which DWARF 4 has type units in; it stands behind .debug_info here.
+        bring: has a range of .debug_info there, from an offset to another; units bring themselves.
     """
 
-    info: bytes
+    info: Octets
     abbrev: bytes
     strings: bytes = b""
     line_strings: bytes = b""
@@ -80,6 +86,7 @@ class DebugSections:
     addresses: bytes = b""
     ranges: bytes = b""
     types_at: int = sys.maxsize
+    bring: Callable[[int, int], None] = _all_there
 
 
 class Value(NamedTuple):
@@ -214,7 +221,7 @@ class Dies:
         self.sections = sections
         self.endian: Endian = endian
         self.alternate = alternate
-        self.units = Units(sections.info, endian, sections.types_at)
+        self.units = Units(sections.info, endian, sections.types_at, sections.bring)
         self.order: Literal["little", "big"] = "little" if endian == "<" else "big"
         self.numbers = StringNumbers(self)
         self._table = lru_cache(_TABLES)(self._abbreviations)
@@ -344,7 +351,9 @@ class Dies:
             number, after = (sleb if form == FORM["sdata"] else uleb)(info, at)
             return Value(form, at, number), after
         if form == FORM["string"]:
-            stop = info.index(b"\0", at, unit.stop)
+            stop = info.find(b"\0", at, unit.stop)
+            if stop < 0:
+                raise ValueError("a string that does not end")
             return Value(form, at, info[at:stop]), stop + 1
         length, start = self._block(form, at)
         if start + length > unit.stop:

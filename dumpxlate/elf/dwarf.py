@@ -17,9 +17,10 @@ Sources: the DWARF 5 standard, chapters 4 and 5; dwz(1).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from dumpxlate.elf.address_ranges import units_of_addresses
 from dumpxlate.elf.container import read_elf
@@ -27,7 +28,7 @@ from dumpxlate.elf.die_search import named
 from dumpxlate.elf.dies import DebugSections, Dies
 from dumpxlate.elf.dwarf_encoding import uleb
 from dumpxlate.elf.dwarf_numbers import AT, TAG
-from dumpxlate.elf.sections import build_id_of, section_bytes
+from dumpxlate.elf.sections import build_id_of, late_section, section_bytes
 from dumpxlate.elf.symbols import elf_symbols
 from dumpxlate.elf.units import WHAT
 from dumpxlate.errors import CorruptDumpError, FormatError, UnknownFormatError
@@ -85,7 +86,7 @@ class AlternateFile:
 
 
 class DebugInfo:
-    """What a program's debug information says of the names asked for.
+    """What a program's debug information says of the names asked for. A ``with`` block closes the files it owns.
 
     Args:
         file: the file's headers.
@@ -105,6 +106,18 @@ class DebugInfo:
         self._types: dict[str, Die | None] = {}
         self._known: dict[tuple[int, int], dict[bytes, tuple[int, Die]]] = {}
         self._near: tuple[Unit, ...] = ()
+        self._owned = contextlib.ExitStack()
+
+    def own(self, files: contextlib.ExitStack) -> Self:
+        """Take over what is to be closed with this."""
+        self._owned.push(files.pop_all())
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._owned.close()
 
     def begin_beside(self, *names: str) -> None:
         """Look for types first in the units that have some functions, of those names that there are.
@@ -236,7 +249,7 @@ class DebugInfo:
 def read_debug_info(source: Source, *, file: ElfFile | None = None, alternate: DebugInfo | None = None) -> DebugInfo:
     """Read the debug information of a program, or of the file that it was split off to.
 
-    The sections that are needed are held in memory; the source may be closed then.
+    Entries are read from the source when they are looked at: it must stay open.
 
     Args:
         source: the file.
@@ -265,12 +278,14 @@ def read_debug_info(source: Source, *, file: ElfFile | None = None, alternate: D
 
 def _sections(source: Source, file: ElfFile) -> DebugSections:
     """Read the sections; what .debug_types holds is put behind what .debug_info holds."""
-    info, types, abbrev, strings, line_strings, offsets, addresses, ranges = (
+    types, abbrev, strings, line_strings, offsets, addresses, ranges = (
         section_bytes(source, file, f".debug_{name}")
-        for name in ("info", "types", "abbrev", "str", "line_str", "str_offsets", "addr", "aranges")
+        for name in ("types", "abbrev", "str", "line_str", "str_offsets", "addr", "aranges")
     )
-    whole = info + types if types else info
-    return DebugSections(whole, abbrev, strings, line_strings, offsets, addresses, ranges, types_at=len(info))
+    late = None if types else late_section(source, file, ".debug_info")
+    info = late.data if late else section_bytes(source, file, ".debug_info") + types
+    found = DebugSections(info, abbrev, strings, line_strings, offsets, addresses, ranges, len(info) - len(types))
+    return replace(found, bring=late.bring) if late else found
 
 
 def alternate_of(source: Source, file: ElfFile | None = None) -> AlternateFile | None:

@@ -16,6 +16,8 @@ from dumpxlate.errors import CorruptDumpError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dumpxlate.elf.late import Octets
+
 __all__ = [
     "ALTERNATE_REFERENCES",
     "ALTERNATE_STRINGS",
@@ -134,7 +136,7 @@ def _usual_places(forms: list[tuple[int, int, int]]) -> tuple[int, int, tuple[in
     return at, sibling, name
 
 
-def uleb(data: bytes, at: int) -> tuple[int, int]:
+def uleb(data: Octets, at: int) -> tuple[int, int]:
     """Read an unsigned LEB128; gives where it ends, too."""
     byte = data[at]
     if byte < 0x80:
@@ -150,7 +152,7 @@ def uleb(data: bytes, at: int) -> tuple[int, int]:
     return value | byte << shift, at + 1
 
 
-def sleb(data: bytes, at: int) -> tuple[int, int]:
+def sleb(data: Octets, at: int) -> tuple[int, int]:
     """Read a signed LEB128."""
     value, after = uleb(data, at)
     bits = 7 * (after - at)

@@ -14,6 +14,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from dumpxlate.elf.container import PT_NOTE
+from dumpxlate.elf.late import LateSection, whole
 from dumpxlate.elf.notes import parse_notes
 from dumpxlate.errors import CorruptDumpError, MissingCodecError, UnsupportedFeatureError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dumpxlate.io.source import Source
     from dumpxlate.structs import Endian
 
-__all__ = ["build_id_of", "build_id_of_notes", "find_section", "section_bytes", "whole"]
+__all__ = ["build_id_of", "build_id_of_notes", "find_section", "late_section", "section_bytes"]
 
 _SHT_NOBITS, _SHT_NOTE = 8, 7
 _SHF_COMPRESSED = 0x800
@@ -51,9 +52,35 @@ def section_bytes(source: Source, file: ElfFile, name: str) -> bytes:
         UnsupportedFeatureError: it is compressed in a way that is not known.
         MissingCodecError: it is compressed with zstd, and the library for that is not installed.
     """
+    section = _located(source, file, name)
+    if section is None:
+        return b""
+    if _is_packed(section):
+        return _unpack(source.view(section.offset, section.size), section, file, source.name)
+    return whole(source, section.offset, section.size)
+
+
+def late_section(source: Source, file: ElfFile, name: str) -> LateSection | None:
+    """Give a section that is read as far as somebody looks; None where it has to be unpacked, or there is none.
+
+    Raises:
+        CorruptDumpError: it leaves the file, or is larger than any program's.
+    """
+    section = _located(source, file, name)
+    if section is None or not section.size or _is_packed(section):
+        return None
+    if section.size > _UNPACKED_LIMIT:
+        raise CorruptDumpError(
+            f"{section.size:,} bytes: more than can be", path=source.name, offset=section.offset, what=name
+        )
+    return LateSection(source, section.offset, section.size)
+
+
+def _located(source: Source, file: ElfFile, name: str) -> Section | None:
+    """Find a section that has bytes in the file, and check that they lie inside it."""
     section = find_section(file, name)
     if section is None or section.type == _SHT_NOBITS:
-        return b""
+        return None
     if section.offset + section.size > source.size:
         raise CorruptDumpError(
             f"{section.size:,} bytes, the file ends at {source.size:#x}",
@@ -61,19 +88,11 @@ def section_bytes(source: Source, file: ElfFile, name: str) -> bytes:
             offset=section.offset,
             what=name,
         )
-    if section.flags & _SHF_COMPRESSED or section.name.startswith(".zdebug_"):
-        return _unpack(source.view(section.offset, section.size), section, file, source.name)
-    return whole(source, section.offset, section.size)
+    return section
 
 
-def whole(source: Source, offset: int, length: int) -> bytes:
-    """Copy a range once; a view of a file that becomes bytes is two copies.
-
-    Raises:
-        TruncatedDumpError: the source ends inside it.
-    """
-    data = source.read(offset, length)
-    return data if len(data) == length else bytes(source.view(offset, length))
+def _is_packed(section: Section) -> bool:
+    return bool(section.flags & _SHF_COMPRESSED) or section.name.startswith(".zdebug_")
 
 
 def _unpack(body: memoryview, section: Section, file: ElfFile, path: str) -> bytes:

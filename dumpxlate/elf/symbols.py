@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from dumpxlate.elf.container import ELF_MAGIC, read_elf
+from dumpxlate.elf.late import whole
 from dumpxlate.elf.layout import Elf32_Sym, Elf64_Sym
 from dumpxlate.elf.search import places
-from dumpxlate.elf.sections import whole
 from dumpxlate.errors import CorruptDumpError, UnknownFormatError
 from dumpxlate.io.source import open_source
 from dumpxlate.structs import size_of, table

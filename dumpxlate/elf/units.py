@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from dumpxlate.errors import CorruptDumpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from dumpxlate.elf.late import Octets
     from dumpxlate.structs import Endian
 
 __all__ = ["WHAT", "Unit", "Units"]
@@ -29,6 +30,8 @@ WHAT = "debug information"
 _UNITS_LIMIT = 1 << 18
 """Units of one file: Linux has 3,000, a browser 30,000."""
 _DWARF64 = 0xFFFFFFFF
+_LENGTHS, _LONGEST_HEADER = 12, 64
+"""Bytes of a unit's length, where it is long, and no fewer than a header has."""
 _DWO, _TYPE = (4, 5), (2, 6)  # types of units whose headers are longer
 
 
@@ -71,16 +74,17 @@ class Units:
         info: .debug_info.
         endian: byte order.
         types_at: where .debug_types begins, which stands behind it.
+        bring: has a range of it there, from an offset to another.
 
     Raises:
         CorruptDumpError: they do not follow one another.
     """
 
-    def __init__(self, info: bytes, endian: Endian, types_at: int) -> None:
-        self._info = info
+    def __init__(self, info: Octets, endian: Endian, types_at: int, bring: Callable[[int, int], None]) -> None:
+        self._info, self._bring = info, bring
         self._endian: Endian = endian
         self._types_at = types_at
-        self._starts = _starts(info, endian)
+        self._starts = _starts(info, endian, bring)
         self._known: dict[int, Unit] = {}
 
     def __len__(self) -> int:
@@ -114,16 +118,19 @@ class Units:
     def _unit(self, start: int) -> Unit:
         found = self._known.get(start)
         if found is None:
+            self._bring(start, start + _LONGEST_HEADER)
             found = self._known[start] = _unit(self._info, start, self._endian, is_type=start >= self._types_at)
+            self._bring(found.start, found.stop)
         return found
 
 
-def _starts(info: bytes, endian: Endian) -> list[int]:
+def _starts(info: Octets, endian: Endian, bring: Callable[[int, int], None]) -> list[int]:
     """Walk over the units by their lengths."""
     at, starts, end = 0, [], len(info)
     word, wide = struct.Struct(endian + "I").unpack_from, struct.Struct(endian + "Q").unpack_from
     while at < end:
         starts.append(at)
+        bring(at, at + _LENGTHS)
         try:
             (length,) = word(info, at)
             after = at + 4 + length if length != _DWARF64 else at + 12 + wide(info, at + 4)[0]
@@ -139,7 +146,7 @@ def _starts(info: bytes, endian: Endian) -> list[int]:
     return starts
 
 
-def _unit(info: bytes, start: int, endian: Endian, *, is_type: bool) -> Unit:
+def _unit(info: Octets, start: int, endian: Endian, *, is_type: bool) -> Unit:
     """Read the header of a unit, which begins in the section."""
     try:
         unit = _header(info, start, endian, is_type=is_type)
@@ -155,7 +162,7 @@ def _unit(info: bytes, start: int, endian: Endian, *, is_type: bool) -> Unit:
     return unit
 
 
-def _header(info: bytes, start: int, endian: Endian, *, is_type: bool) -> Unit:
+def _header(info: Octets, start: int, endian: Endian, *, is_type: bool) -> Unit:
     (length,) = struct.unpack_from(endian + "I", info, start)
     at, word, offset_size = start + 4, "I", 4
     if length == _DWARF64:

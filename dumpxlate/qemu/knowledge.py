@@ -53,7 +53,10 @@ def _from_debug_file(hints: QemuHints | None, build_id: str | None) -> Profile |
         path = debug_file_of(hints.binary)
     else:
         path = find_debug_file(build_id) if build_id else None
-    return None if path is None else Profile.from_debug_info(open_debug_info(path), str(path))
+    if path is None:
+        return None
+    with open_debug_info(path) as info:
+        return Profile.from_debug_info(info, str(path))
 
 
 def read_profile(path: str | os.PathLike[str]) -> Profile:

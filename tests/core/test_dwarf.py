@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import struct
@@ -145,6 +146,55 @@ def test_the_unit_of_a_function(order: str, address: int, wide: bool) -> None:
     assert flat(lost, "third") == 4
 
 
+class Counting(BytesSource):
+    """A source that knows how much was read of it."""
+
+    count = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.count += length
+        return super().read(offset, length)
+
+
+def test_entries_are_read_when_they_are_looked_at() -> None:
+    here = Die("variable", [("name", "strp", "here"), ("location", "exprloc", b"\x03" + bytes(8))])
+    other = [structure(f"Other{number}", 4, member("x", 0, base("int", 4))) for number in range(2000)]
+    sections = dwarf.build([other, [int_ := base("int", 4), structure("Flat", 4, member("a", 0, int_)), here]])
+    table = dwarf.address_ranges([(4 + struct.unpack_from("<I", sections[".debug_info"])[0], [(0x1000, 0x10)])])
+    given = dwarf.elf_file(sections | {".debug_aranges": table}, symbols={"here": 0x1000})
+    source = Counting(given)
+    info = read_debug_info(source)
+    info.begin_beside("here")
+    assert info.field("Flat.a") == Field(0, 4, "base")
+    before, size = source.count, len(sections[".debug_info"])
+    assert before < len(given) - size // 2
+    assert info.size("Other7") == 4
+    assert source.count > before + size // 2
+    assert info.size("Other8") == 4
+    assert source.count < before + 2 * size
+
+
+def test_a_section_larger_than_any(tmp_path: Path) -> None:
+    sections = dwarf.build([sample()])
+    body = bytearray(dwarf.elf_file(sections))
+    header = struct.unpack_from("<Q", body, 40)[0] + 64 * (1 + list(sections).index(".debug_info"))
+    struct.pack_into("<Q", body, header + 32, 5 << 30)
+    path = tmp_path / "program"
+    path.write_bytes(body)
+    os.truncate(path, 6 << 30)
+    with pytest.raises(errors.CorruptDumpError, match="more than can be"):
+        open_debug_info(path)
+
+
+def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    path.write_bytes(dwarf.elf_file(dwarf.build([sample()])))
+    with open_debug_info(path) as info:
+        os.truncate(path, 64)
+        with pytest.raises(errors.TruncatedDumpError):
+            info.size("FlatRange")
+
+
 def test_only_units_that_are_met_are_read() -> None:
     """A unit of an unknown version among others: it is no reason to refuse what stands in those."""
     sections = dwarf.build([sample(), sample(), sample()], version=5)
@@ -251,18 +301,18 @@ def test_what_compilers_write(tmp_path: Path, compiler: str, switches: str, type
     listed = subprocess.run(["nm", "program"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     # A variable in a function is inner.0 (gcc) or holder.inner (clang).
     addresses = {re.sub(r"\.\d+$|^holder\.", "", row.split()[-1]): row.split()[0] for row in listed.splitlines()}
-    info = open_debug_info(tmp_path / "program")
-    info.begin_beside("holder")  # by its address, where there is a table of them: clang writes none
-    near, info._symbols, info._near = info._near, None, ()
-    info.begin_beside("ranges")
-    assert info._near == near != ()
-    assert info.field("Range.addr.size") == info.field("Flat.addr.size") == Field(32, 16, "base")
-    assert info.field("Flat.b") == Field(50, 2, "base")
-    assert info.field("Flat.id") == Field(52, 256, "array", element=1)
-    assert info.field("Holder.v.has") == Field(24, 4, "base")
-    assert info.size("Address") == 32
-    assert info.address("ranges") == int(addresses["ranges"], 16)
-    assert info.address("inner") == int(addresses["inner"], 16)
+    with open_debug_info(tmp_path / "program") as info:
+        info.begin_beside("holder")  # by its address, where there is a table of them: clang writes none
+        near, info._symbols, info._near = info._near, None, ()
+        info.begin_beside("ranges")
+        assert info._near == near != ()
+        assert info.field("Range.addr.size") == info.field("Flat.addr.size") == Field(32, 16, "base")
+        assert info.field("Flat.b") == Field(50, 2, "base")
+        assert info.field("Flat.id") == Field(52, 256, "array", element=1)
+        assert info.field("Holder.v.has") == Field(24, 4, "base")
+        assert info.size("Address") == 32
+        assert info.address("ranges") == int(addresses["ranges"], 16)
+        assert info.address("inner") == int(addresses["inner"], 16)
 
 
 @pytest.mark.peer
@@ -274,9 +324,9 @@ def test_what_gcc_splits_off(tmp_path: Path, switches: str) -> None:
     for more, wanted in (([], None), (["-gsplit-dwarf"], "program-a.dwo")):
         command = ["gcc", "-g", switches, *more, "a.c", "-o", "program"]
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-        info = open_debug_info(tmp_path / "program")
-        assert info.split_off() == wanted
-        assert (info.size("Flat") is None) == (wanted is not None)
+        with open_debug_info(tmp_path / "program") as info:
+            assert info.split_off() == wanted
+            assert (info.size("Flat") is None) == (wanted is not None)
 
 
 def test_codes_of_two_bytes_do_not_confuse() -> None:
@@ -419,13 +469,14 @@ def test_shared_entries_of_dwz(tmp_path: Path) -> None:
     sections[".gnu_debugaltlink"] = b"shared.debug\0" + b"\x01" * 20
     path = tmp_path / "program.debug"
     path.write_bytes(dwarf.elf_file(sections))
-    info = open_debug_info(path, tmp_path / "none")
-    assert info.size("Own") == 4
-    assert info.field("FlatRange.addr.start") == Field(16, 16, "base")
+    with open_debug_info(path, tmp_path / "none") as info:
+        assert info.size("Own") == 4
+        assert info.field("FlatRange.addr.start") == Field(16, 16, "base")
     # Another build of the shared file is not taken.
     sections[".gnu_debugaltlink"] = b"shared.debug\0" + b"\x02" * 20
     path.write_bytes(dwarf.elf_file(sections))
-    assert open_debug_info(path, tmp_path / "none").size("FlatRange") is None
+    with open_debug_info(path, tmp_path / "none") as info:
+        assert info.size("FlatRange") is None
     with open_source(path) as source:
         assert alternate_of(source) == AlternateFile("shared.debug", "02" * 20)
 
@@ -499,7 +550,11 @@ def test_real_debug_file(shared: Path, unpacked: Callable[[Path], Path]) -> None
     packed = shared / "fixtures" / "qemu-core" / "qemu-system-x86_64.debug.xz"
     if not packed.exists():
         pytest.skip("no debug file among the fixtures")
-    info = open_debug_info(unpacked(packed))
+    with open_debug_info(unpacked(packed)) as info:
+        _is_qemu_7_2(info)
+
+
+def _is_qemu_7_2(info: DebugInfo) -> None:
     sizes = {name: info.size(name) for name in ("AddressSpace", "FlatView", "FlatRange", "MemoryRegion", "RAMBlock")}
     assert sizes == {"AddressSpace": 88, "FlatView": 56, "FlatRange": 64, "MemoryRegion": 272, "RAMBlock": 416}
     wanted = {

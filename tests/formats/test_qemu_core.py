@@ -503,7 +503,8 @@ class TestProcessors:
         core = qemu_core.build(GUEST, program=f"qemu-system-{name}", processor=name)
         path = tmp_path / "qemu.debug"
         path.write_bytes(debug_file(core.profile))
-        found = Profile.from_debug_info(open_debug_info(path), "x").places
+        with open_debug_info(path) as info:
+            found = Profile.from_debug_info(info, "x").places
         rows = {path: [place.offset, place.size] for path, place in found.items() if path.startswith("env.")}
         wanted = {path: row for path, row in core.profile["places"].items() if path.startswith("env.")}
         unused = {"env.pad", "env.gprh", "env.load_res"}
@@ -611,10 +612,11 @@ class TestBuilds:
     @pytest.mark.parametrize("version", [4, 5])
     def test_debug_information_that_is_split_off(self, tmp_path: Path, version: int) -> None:
         (tmp_path / "skeleton").write_bytes(dwarf.elf_file(dwarf.build([[]], version=version, split="memory.dwo")))
-        with pytest.raises(
+        split = pytest.raises(
             errors.UnsupportedFeatureError, match=r"split off to files such as memory\.dwo.*-gsplit-dwarf"
-        ):
-            Profile.from_debug_info(open_debug_info(tmp_path / "skeleton"), "skeleton")
+        )
+        with open_debug_info(tmp_path / "skeleton") as info, split:
+            Profile.from_debug_info(info, "skeleton")
 
     def test_another_kind_of_host(self, known: Callable[[Core], OpenOptions]) -> None:
         core = qemu_core.build(GUEST)
@@ -782,7 +784,8 @@ def test_real_cores_equal_qemus_own_dump(real: Callable[[str], Path], tmp_path: 
         hints = QemuHints(debug_file=str(debug_file))
     if way == "profile":
         path = tmp_path / "profile.json"
-        path.write_text(Profile.from_debug_info(open_debug_info(debug_file), "x").to_json())
+        with open_debug_info(debug_file) as info:
+            path.write_text(Profile.from_debug_info(info, "x").to_json())
         hints = QemuHints(profile=str(path))
     truth = real(f"{name.split('/')[0]}/elf.dump")
     with open_dump([real(name)], options=OpenOptions(qemu=hints)) as dump, open_dump([truth]) as model:

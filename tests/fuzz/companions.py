@@ -115,15 +115,15 @@ def _examine_set(given: Base, data: bytes, path: Path) -> str:
 def _examine_dwarf(given: Base, data: bytes, path: Path) -> str:
     """Ask for names that are there, and for those that a profile needs."""
     path.write_bytes(data)
-    info = open_debug_info(path, root=path.parent)
-    plain(str(info.build_id))
-    for name in ("FlatRange", "unsigned long", "MemoryRegion", "Int128", "nowhere"):
-        info.size(name)
-    for name in ("FlatRange.addr.low", "FlatRange.addr.high", "FlatRange.mr", "RAMBlock.idstr"):
-        info.field(name)
-    info.address("ram_list")
-    with contextlib.suppress(UnsupportedFeatureError):  # it is of another program
-        plain(Profile.from_debug_info(info, str(path)).to_json().replace("\n", ""))
+    with open_debug_info(path, root=path.parent) as info:
+        plain(str(info.build_id))
+        for name in ("FlatRange", "unsigned long", "MemoryRegion", "Int128", "nowhere"):
+            info.size(name)
+        for name in ("FlatRange.addr.low", "FlatRange.addr.high", "FlatRange.mr", "RAMBlock.idstr"):
+            info.field(name)
+        info.address("ram_list")
+        with contextlib.suppress(UnsupportedFeatureError):  # it is of another program
+            plain(Profile.from_debug_info(info, str(path)).to_json().replace("\n", ""))
     return "opened"
 
 
