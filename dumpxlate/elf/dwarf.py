@@ -2,11 +2,10 @@
 
 ::
 
-    with open_source("qemu-system-x86_64.debug") as source:
-        info = read_debug_info(source)
-    info.field("FlatRange.addr.start")      # Field(offset=16, size=16, kind="base", ...)
-    info.size("FlatRange")                  # 64
-    info.address("address_space_memory")    # as linked; add the load bias
+    with open_debug_info("qemu-system-x86_64.debug") as info:
+        info.field("FlatRange.addr.start")      # Field(offset=16, size=16, kind="base", ...)
+        info.size("FlatRange")                  # 64
+        info.address("address_space_memory")    # as linked; add the load bias
 
 One structure out of 200 MB costs milliseconds (``die_search``). The first complete definition counts. Debug information
 that dwz moved into a file that several programs share is followed there. What gcc and clang write is read, type units
