@@ -90,14 +90,16 @@ def confined(folder: Path) -> Iterator[list[str]]:
         A list that is filled when the block ends: one line for each call, and for each file that appeared.
     """
     found: list[str] = []
-    before = Path.cwd()
+    before, bytecode = Path.cwd(), sys.dont_write_bytecode
     with tempfile.TemporaryDirectory(prefix="elsewhere-", dir=folder.parent) as elsewhere:
         os.chdir(elsewhere)
+        sys.dont_write_bytecode = True  # modules are imported when they are wanted
         _WATCH.begin(folder)
         try:
             yield found
         finally:
             _WATCH.folder = None
+            sys.dont_write_bytecode = bytecode
             os.chdir(before)
             found += _WATCH.found
             found += [f"{each.name} in the working folder" for each in Path(elsewhere).iterdir()]
