@@ -19,7 +19,7 @@ from dumpxlate.elf.units import WHAT
 from dumpxlate.errors import CorruptDumpError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterator
 
     from dumpxlate.elf.dies import Die, Dies
     from dumpxlate.elf.units import Unit
@@ -56,8 +56,7 @@ def named(dies: Dies, name: str, tags: frozenset[int], *, near: Collection[Unit]
         CorruptDumpError: there are more candidates than any program has.
     """
     budget = _CANDIDATES_LIMIT
-    ranges = [*((unit.first, unit.stop) for unit in near), (0, len(dies.sections.info))]
-    for candidates in (_in_place(dies, name, tags, ranges), _by_number(dies, name, tags, near)):
+    for candidates in (_in_place(dies, name, tags, near), _by_number(dies, name, tags, near)):
         for die in candidates:
             budget -= 1
             if budget < 0:
@@ -68,15 +67,22 @@ def named(dies: Dies, name: str, tags: frozenset[int], *, near: Collection[Unit]
         yield from named(dies.alternate, name, tags)
 
 
-def _in_place(dies: Dies, name: str, tags: frozenset[int], ranges: Iterable[tuple[int, int]]) -> Iterator[Die | None]:
+def _in_place(dies: Dies, name: str, tags: frozenset[int], near: Collection[Unit]) -> Iterator[Die | None]:
     """Find what may be entries with a name, or with its offset; None for each place that is none."""
     encodings = list(_encodings(dies, name))
-    for start, stop in ranges:
-        dies.sections.bring(start, stop)
+    for start, stop in _ranges(dies, near):
         for pattern, forms in encodings:
             for at in places(dies.sections.info, pattern, start, stop):
                 yield None
                 yield from _named_at(dies, at, forms, tags)
+
+
+def _ranges(dies: Dies, near: Collection[Unit]) -> Iterator[tuple[int, int]]:
+    """Give where to search: in some units first, which are there, and then in everything."""
+    yield from ((unit.first, unit.stop) for unit in near)
+    everything = 0, len(dies.sections.info)
+    dies.sections.bring(*everything)
+    yield everything
 
 
 def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Collection[Unit]) -> Iterator[Die | None]:

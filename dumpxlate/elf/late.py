@@ -13,6 +13,9 @@ __all__ = ["LateSection", "Octets", "whole"]
 Octets: TypeAlias = "bytes | mmap.mmap"
 """What is indexed, sliced and searched alike."""
 
+_PIECE = 1 << 20
+"""Bytes that are read at a time: they are copied once more."""
+
 
 def whole(source: Source, offset: int, length: int) -> bytes:
     """Copy a range once; a view of a file that becomes bytes is two copies.
@@ -47,5 +50,7 @@ class LateSection:
         """
         stop = min(stop, self._size)
         if start < stop and not self._brought & {(start, stop), (0, self._size)}:
-            self._room[start:stop] = whole(self._source, self._offset + start, stop - start)
+            for at in range(start, stop, _PIECE):
+                end = min(at + _PIECE, stop)
+                self._room[at:end] = whole(self._source, self._offset + at, end - at)
             self._brought.add((start, stop))
