@@ -70,19 +70,17 @@ def named(dies: Dies, name: str, tags: frozenset[int], *, near: Collection[Unit]
 def _in_place(dies: Dies, name: str, tags: frozenset[int], near: Collection[Unit]) -> Iterator[Die | None]:
     """Find what may be entries with a name, or with its offset; None for each place that is none."""
     encodings = list(_encodings(dies, name))
-    for start, stop in _ranges(dies, near):
+    for start, entries in _searched(dies, near):
         for pattern, forms in encodings:
-            for at in places(dies.sections.info, pattern, start, stop):
+            for at in places(entries, pattern):
                 yield None
-                yield from _named_at(dies, at, forms, tags)
+                yield from _named_at(dies, start + at, forms, tags)
 
 
-def _ranges(dies: Dies, near: Collection[Unit]) -> Iterator[tuple[int, int]]:
-    """Give where to search: in some units first, which are there, and then in everything."""
-    yield from ((unit.first, unit.stop) for unit in near)
-    everything = 0, len(dies.sections.info)
-    dies.sections.bring(*everything)
-    yield everything
+def _searched(dies: Dies, near: Collection[Unit]) -> Iterator[tuple[int, bytes]]:
+    """Give what to search, and where it begins: some units first, and then everything."""
+    yield from ((unit.first, dies.sections.info[unit.first : unit.stop]) for unit in near)
+    yield 0, dies.sections.everything
 
 
 def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Collection[Unit]) -> Iterator[Die | None]:
@@ -155,9 +153,9 @@ def _numbered(dies: Dies, unit: Unit, number: int, tags: frozenset[int]) -> Iter
         if number >> 8 * width:
             continue
         pattern = number.to_bytes(width, dies.order)
-        for at in places(info, pattern, unit.first, unit.stop):
+        for at in places(info[unit.first : unit.stop], pattern):
             for gap, code in heads:
-                start = at - gap - len(code)
+                start = unit.first + at - gap - len(code)
                 if start >= unit.first and info[start : start + len(code)] == code:
                     yield from _entry(dies, unit, start)
 

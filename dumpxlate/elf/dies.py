@@ -40,9 +40,9 @@ from dumpxlate.elf.units import WHAT, Units
 from dumpxlate.errors import CorruptDumpError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from dumpxlate.elf.late import Octets
+    from dumpxlate.elf.late import LateSection, Octets
     from dumpxlate.elf.units import Unit
     from dumpxlate.structs import Endian
 
@@ -58,16 +58,12 @@ _WALKS = 16
 """Units of which is kept how far somebody walked over their entries."""
 
 
-def _all_there(start: int, stop: int) -> None:
-    """Nothing has to be brought."""
-
-
 @dataclass(frozen=True, slots=True)
 class DebugSections:
     """The sections that entries are made of.
 
     Attributes:
-        info: .debug_info, as far as ``bring`` was asked for it.
+        info: .debug_info; where it is late, the units that were looked at.
         abbrev: .debug_abbrev.
         strings: .debug_str.
         line_strings: .debug_line_str.
@@ -75,7 +71,7 @@ class DebugSections:
         addresses: .debug_addr, which numbers addresses.
         ranges: .debug_aranges, which tells the units of addresses.
         types_at: where .debug_types begins, which DWARF 4 has type units in; it stands behind .debug_info here.
-        bring: has a range of .debug_info there, from an offset to another; units bring themselves.
+        late: what brings .debug_info, where it is not there.
     """
 
     info: Octets
@@ -86,7 +82,12 @@ class DebugSections:
     addresses: bytes = b""
     ranges: bytes = b""
     types_at: int = sys.maxsize
-    bring: Callable[[int, int], None] = _all_there
+    late: LateSection | None = None
+
+    @property
+    def everything(self) -> bytes:
+        """All of .debug_info."""
+        return self.late.everything if self.late else bytes(self.info)
 
 
 class Value(NamedTuple):
@@ -221,7 +222,7 @@ class Dies:
         self.sections = sections
         self.endian: Endian = endian
         self.alternate = alternate
-        self.units = Units(sections.info, endian, sections.types_at, sections.bring)
+        self.units = Units(sections.info, endian, sections.types_at, sections.late)
         self.order: Literal["little", "big"] = "little" if endian == "<" else "big"
         self.numbers = StringNumbers(self)
         self._table = lru_cache(_TABLES)(self._abbreviations)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from dumpxlate.elf.address_ranges import units_of_addresses
@@ -283,8 +283,8 @@ def _sections(source: Source, file: ElfFile) -> DebugSections:
     )
     late = None if types else late_section(source, file, ".debug_info")
     info = late.data if late else section_bytes(source, file, ".debug_info") + types
-    found = DebugSections(info, abbrev, strings, line_strings, offsets, addresses, ranges, len(info) - len(types))
-    return replace(found, bring=late.bring) if late else found
+    types_at = len(info) - len(types)
+    return DebugSections(info, abbrev, strings, line_strings, offsets, addresses, ranges, types_at, late)
 
 
 def alternate_of(source: Source, file: ElfFile | None = None) -> AlternateFile | None:

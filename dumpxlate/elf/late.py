@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -11,10 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["LateSection", "Octets", "whole"]
 
 Octets: TypeAlias = "bytes | mmap.mmap"
-"""What is indexed, sliced and searched alike."""
-
-_PIECE = 1 << 20
-"""Bytes that are read at a time: they are copied once more."""
+"""What is indexed and sliced alike. A mapping is searched byte by byte before CPython 3.12: search bytes."""
 
 
 def whole(source: Source, offset: int, length: int) -> bytes:
@@ -40,7 +38,6 @@ class LateSection:
         self.data: Octets = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._room = memoryview(self.data)
         self._source, self._offset, self._size = source, offset, size
-        self._brought: set[tuple[int, int]] = set()
 
     def bring(self, start: int, stop: int) -> None:
         """Have a range of them there; what leaves the section is passed over.
@@ -49,8 +46,14 @@ class LateSection:
             TruncatedDumpError: the source has become shorter.
         """
         stop = min(stop, self._size)
-        if start < stop and not self._brought & {(start, stop), (0, self._size)}:
-            for at in range(start, stop, _PIECE):
-                end = min(at + _PIECE, stop)
-                self._room[at:end] = whole(self._source, self._offset + at, end - at)
-            self._brought.add((start, stop))
+        if start < stop:
+            self._room[start:stop] = whole(self._source, self._offset + start, stop - start)
+
+    @cached_property
+    def everything(self) -> bytes:
+        """All of them, read at once when they are first wanted.
+
+        Raises:
+            TruncatedDumpError: the source has become shorter.
+        """
+        return whole(self._source, self._offset, self._size)

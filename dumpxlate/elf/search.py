@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dumpxlate.elf.late import Octets
-
 __all__ = ["places"]
 
 
-def places(data: Octets, pattern: bytes, start: int = 0, stop: int = sys.maxsize) -> Iterator[int]:
+def places(data: bytes, pattern: bytes, start: int = 0, stop: int = sys.maxsize) -> Iterator[int]:
     """Give every offset at which a pattern stands, ascending; those that overlap too.
 
     Args:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from dumpxlate.errors import CorruptDumpError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from dumpxlate.elf.late import Octets
+    from dumpxlate.elf.late import LateSection, Octets
     from dumpxlate.structs import Endian
 
 __all__ = ["WHAT", "Unit", "Units"]
@@ -74,17 +74,17 @@ class Units:
         info: .debug_info.
         endian: byte order.
         types_at: where .debug_types begins, which stands behind it.
-        bring: has a range of it there, from an offset to another.
+        late: what brings it, where it is not there.
 
     Raises:
         CorruptDumpError: they do not follow one another.
     """
 
-    def __init__(self, info: Octets, endian: Endian, types_at: int, bring: Callable[[int, int], None]) -> None:
-        self._info, self._bring = info, bring
+    def __init__(self, info: Octets, endian: Endian, types_at: int, late: LateSection | None) -> None:
+        self._info, self._late = info, late
         self._endian: Endian = endian
         self._types_at = types_at
-        self._starts = _starts(info, endian, bring)
+        self._starts = _starts(info, endian, late)
         self._known: dict[int, Unit] = {}
 
     def __len__(self) -> int:
@@ -118,19 +118,22 @@ class Units:
     def _unit(self, start: int) -> Unit:
         found = self._known.get(start)
         if found is None:
-            self._bring(start, start + _LONGEST_HEADER)
+            if self._late:
+                self._late.bring(start, start + _LONGEST_HEADER)
             found = self._known[start] = _unit(self._info, start, self._endian, is_type=start >= self._types_at)
-            self._bring(found.start, found.stop)
+            if self._late:
+                self._late.bring(found.start, found.stop)
         return found
 
 
-def _starts(info: Octets, endian: Endian, bring: Callable[[int, int], None]) -> list[int]:
+def _starts(info: Octets, endian: Endian, late: LateSection | None) -> list[int]:
     """Walk over the units by their lengths."""
     at, starts, end = 0, [], len(info)
     word, wide = struct.Struct(endian + "I").unpack_from, struct.Struct(endian + "Q").unpack_from
     while at < end:
         starts.append(at)
-        bring(at, at + _LENGTHS)
+        if late:
+            late.bring(at, at + _LENGTHS)
         try:
             (length,) = word(info, at)
             after = at + 4 + length if length != _DWARF64 else at + 12 + wide(info, at + 4)[0]
