@@ -120,9 +120,10 @@ class Units:
         if found is None:
             if self._late:
                 self._late.bring(start, start + _LONGEST_HEADER)
-            found = self._known[start] = _unit(self._info, start, self._endian, is_type=start >= self._types_at)
+            found = _unit(self._info, start, self._endian, is_type=start >= self._types_at)
             if self._late:
                 self._late.bring(found.start, found.stop)
+            self._known[start] = found
         return found
 
 
