@@ -118,6 +118,31 @@ def test_closed_pipe(dump: Path, p2m: Path) -> None:
     assert "Traceback" not in words
 
 
+@pytest.mark.parametrize("words", ["info {}", "info --json {}", "formats", "--help", "--version", "convert {} -o -"])
+@pytest.mark.parametrize("where", [">&-", ">/dev/full"])
+def test_stdout_that_takes_nothing(words: str, where: str, sample: Callable[[str], Path]) -> None:
+    """Whatever the command, and however little it prints: one line, and a code of its own."""
+    said = words.format(sample("elf/x64-long.elf"))
+    line = f"{sys.executable} -m dumpxlate {said} {where}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("dumpxlate: ")
+    assert last.endswith("no space left on device" if where == ">/dev/full" else "bad file descriptor")
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_stdout_and_stderr_that_are_closed(sample: Callable[[str], Path], tmp_path: Path) -> None:
+    """What is opened next must not be taken for them."""
+    line = f"{sys.executable} -m dumpxlate convert {sample('elf/x64-long.elf')} -o out.elf >&- 2>&-"
+    assert subprocess.run(["sh", "-c", line], cwd=tmp_path, timeout=60).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "dumpxlate", "check", "out.elf"], cwd=tmp_path, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0
+
+
 def test_p2m_show_and_convert(cli: Cli, p2m: Path, tmp_path: Path) -> None:
     shown = json.loads(cli("p2m", "show", "--json", p2m).stdout)
     pfns = sorted(GUEST.mfns)

@@ -19,7 +19,9 @@ def main() -> None:
     # numpy starts a thread a processor for linear algebra, which nothing here is; they spin when they are made.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from dumpxlate.cli.app import application
-    from dumpxlate.cli.guard import catch_termination
+    from dumpxlate.cli.guard import catch_termination, open_streams, written
 
+    open_streams()
     catch_termination()
-    application(sys.argv[1:])(prog_name="dumpxlate")
+    with written():
+        application(sys.argv[1:])(prog_name="dumpxlate")

@@ -16,6 +16,7 @@ code meaning
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -27,10 +28,20 @@ import typer
 from dumpxlate import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["EXIT_INCOMPLETE", "EXIT_NO", "EXIT_USAGE", "catch_termination", "debugging", "guarded", "say"]
+__all__ = [
+    "EXIT_INCOMPLETE",
+    "EXIT_NO",
+    "EXIT_USAGE",
+    "catch_termination",
+    "debugging",
+    "guarded",
+    "open_streams",
+    "say",
+    "written",
+]
 
 EXIT_NO = 1
 EXIT_USAGE = 2
@@ -77,7 +88,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except (errors.DumpxlateError, OSError, ValueError, KeyboardInterrupt) as error:
             if _Debug.on:
                 raise
-            _leave(error)
+            raise typer.Exit(_reported(error)) from None
         except SystemExit as error:
             _say_notes(error)
             raise
@@ -85,16 +96,36 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def _leave(error: BaseException) -> NoReturn:
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """Do something and have all of it written to stdout; what cannot be is an error like any other.
+
+    Raises:
+        SystemExit: it cannot.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        raise SystemExit(_reported(error)) from None
+
+
+def _reported(error: BaseException) -> int:
+    """Say what is wrong; gives the exit code."""
     from dumpxlate.describe.dump import printable
 
-    if isinstance(error, BrokenPipeError):
-        # Whoever read our stdout has gone; keep the interpreter from complaining again when it flushes.
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Nobody takes what is left, and at the end the interpreter would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = "stdout"
     say(f"dumpxlate: {printable(_words(error))}")
     _say_notes(error)
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_USAGE)
-    raise typer.Exit(code)
+    return next((code for kind, code in _CODES if isinstance(error, kind)), EXIT_USAGE)
 
 
 def _say_notes(error: BaseException) -> None:
@@ -112,6 +143,27 @@ def _words(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{(error.strerror or str(error)).lower()}"
     return str(error)
+
+
+def open_streams() -> None:
+    """Put something where stdout or stderr is closed: the next file that is opened would take its place.
+
+    Writing to such a stdout fails, as elsewhere; what such a stderr is told is lost.
+    """
+    if sys.stdout is None:
+        _place(os.O_RDONLY, 1)
+        sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115 (a descriptor; open as long as we are)
+    if sys.stderr is None:
+        _place(os.O_WRONLY, 2)
+        sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _place(flags: int, number: int) -> None:
+    """Open the null device as a certain descriptor."""
+    opened = os.open(os.devnull, flags)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
 
 
 def catch_termination() -> None:
