@@ -10,11 +10,11 @@ import contextlib
 import ctypes
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["ahead", "default_threads", "keep_buffers", "ordered_map"]
 
@@ -66,6 +66,8 @@ def ordered_map(fn: Callable[[_A], _B], items: Iterable[_A], *, threads: int) ->
         for item in items:
             yield fn(item)
         return
+    from concurrent.futures import ThreadPoolExecutor  # logging comes with it
+
     pool = ThreadPoolExecutor(threads, "dumpxlate")
     ahead: deque[Future[_B]] = deque()
     try:
@@ -88,6 +90,8 @@ def _submitted(pool: ThreadPoolExecutor, fn: Callable[[_A], _B], items: Iterable
         except StopIteration:
             return
         except Exception as error:
+            from concurrent.futures import Future
+
             failed: Future[_B] = Future()
             failed.set_exception(error)
             yield failed
@@ -109,6 +113,8 @@ def ahead(items: Iterable[_A], stop: Callable[[], None]) -> Generator[_A]:
         items: what to draw; they may wait for something.
         stop: ends such waiting.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     keep_buffers()
     source = iter(items)
     pool = ThreadPoolExecutor(1, "dumpxlate")
