@@ -29,6 +29,30 @@ def test_elf(tmp_path: Path, bits: int) -> None:
         assert found.address(absent) is None, absent
 
 
+def test_names_that_are_alike(tmp_path: Path) -> None:
+    """Names of all lengths, with beginnings and ends in common, and some inside others."""
+    lengths = [f"{'abcdefghijklmnopqrstuvwxyz'[:length]}" for length in range(1, 27)]
+    names = [*lengths, "abcdefgh.ijklmnop", "abcdefgh_ijklmnop", "abcdefgh!xxxxijklmnop", "xyz", "bcdefghijklmnop"]
+    table = {name: 0x1000 + number for number, name in enumerate(names)}
+    path = tmp_path / "vmlinux"
+    path.write_bytes(elf_symbols(table))
+    found = read_symbols(path)
+    assert {name: found.address(name) for name in names} == table
+    for absent in ("abcdefgh?ijklmnop", "abcdefghijklmnop.", "bcdefghi", "z", "abcdefgh_ijklmnopq", "x" * 500):
+        assert found.address(absent) is None, absent
+
+
+def test_a_name_outside_the_strings(tmp_path: Path) -> None:
+    body = bytearray(elf_symbols({"first": 1, "second": 2}))
+    (at,) = struct.unpack_from("<Q", body, struct.unpack_from("<Q", body, 40)[0] + 64 + 24)
+    assert struct.unpack_from("<Q", body, at + 24 + 8) == (1,)
+    struct.pack_into("<I", body, at + 24, 0xFFFFFFF0)
+    path = tmp_path / "vmlinux"
+    path.write_bytes(body)
+    found = read_symbols(path)
+    assert (found.address("first"), found.address("second")) == (None, 2)
+
+
 def test_global_symbol_wins(tmp_path: Path) -> None:
     path = tmp_path / "vmlinux"
     path.write_bytes(elf_symbols([("x", 1, False), ("x", 2, True), ("x", 3, True)]))
