@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dumpxlate.elf.dwarf_encoding import STRING_INDEXES, uleb
 from dumpxlate.elf.dwarf_numbers import AT, FORM
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from dumpxlate.elf.units import Unit
 
 __all__ = ["named"]
+
+_Encoding: TypeAlias = "tuple[bytes, frozenset[int]]"
+"""Bytes that a name is in an entry, and the forms that look so."""
 
 _STRP, _IN_PLACE = frozenset({FORM["strp"]}), frozenset({FORM["string"]})
 _STRP_ALTERNATE = frozenset({FORM["strp_sup"], FORM["GNU_strp_alt"]})
@@ -69,18 +72,21 @@ def named(dies: Dies, name: str, tags: frozenset[int], *, near: Collection[Unit]
 
 def _in_place(dies: Dies, name: str, tags: frozenset[int], near: Collection[Unit]) -> Iterator[Die | None]:
     """Find what may be entries with a name, or with its offset; None for each place that is none."""
-    encodings = list(_encodings(dies, name))
-    for start, entries in _searched(dies, near):
-        for pattern, forms in encodings:
-            for at in places(entries, pattern):
-                yield None
-                yield from _named_at(dies, start + at, forms, tags)
+    encodings = []
+    for encoding in _encodings(dies, name):
+        encodings.append(encoding)
+        for unit in near:
+            yield from _encoded(dies, encoding, dies.sections.info[unit.first : unit.stop], unit.first, tags)
+    for encoding in encodings:
+        yield from _encoded(dies, encoding, dies.sections.everything, 0, tags)
 
 
-def _searched(dies: Dies, near: Collection[Unit]) -> Iterator[tuple[int, bytes]]:
-    """Give what to search, and where it begins: some units first, and then everything."""
-    yield from ((unit.first, dies.sections.info[unit.first : unit.stop]) for unit in near)
-    yield 0, dies.sections.everything
+def _encoded(dies: Dies, name: _Encoding, entries: bytes, start: int, tags: frozenset[int]) -> Iterator[Die | None]:
+    """Find what may be entries with a name that is encoded in one way, among those from some offset on."""
+    pattern, forms = name
+    for at in places(entries, pattern):
+        yield None
+        yield from _named_at(dies, start + at, forms, tags)
 
 
 def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Collection[Unit]) -> Iterator[Die | None]:
@@ -102,8 +108,8 @@ def _by_number(dies: Dies, name: str, tags: frozenset[int], near: Collection[Uni
         yield from _numbered(dies, unit, number, tags)
 
 
-def _encodings(dies: Dies, name: str) -> Iterator[tuple[bytes, frozenset[int]]]:
-    """Give the bytes that a name may be in an entry, and the forms of those."""
+def _encodings(dies: Dies, name: str) -> Iterator[_Encoding]:
+    """Give what a name may be in an entry, the likely first."""
     text = name.encode() + b"\0"
     shared = dies.alternate.sections.strings if dies.alternate else b""
     for strings, forms in ((dies.sections.strings, _STRP), (shared, _STRP_ALTERNATE)):
@@ -111,10 +117,15 @@ def _encodings(dies: Dies, name: str) -> Iterator[tuple[bytes, frozenset[int]]]:
     yield text, _IN_PLACE
 
 
-def _offsets(strings: bytes, name: str) -> list[int]:
+def _offsets(strings: bytes, name: str) -> Iterator[int]:
     """Find where a name stands among strings; linkers let a string end another one, which is the less likely."""
-    ends = islice(places(strings, name.encode() + b"\0"), _STRINGS_LIMIT)
-    return sorted(ends, key=lambda at: at > 0 and strings[at - 1] != 0)
+    ends = []
+    for at in islice(places(strings, name.encode() + b"\0"), _STRINGS_LIMIT):
+        if at and strings[at - 1]:
+            ends.append(at)
+        else:
+            yield at
+    yield from ends
 
 
 def _named_at(dies: Dies, at: int, forms: frozenset[int], tags: frozenset[int]) -> Iterator[Die]:
