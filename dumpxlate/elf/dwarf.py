@@ -129,7 +129,7 @@ class DebugInfo:
         """
         addresses = {address for name in names if (address := self._symbol(name)) is not None}
         places = units_of_addresses(self.dies.sections.ranges, self.endian, addresses).values()
-        found = [unit for at in places if (unit := self.dies.units.around(at))]
+        found = [unit for at in places if (unit := self.dies.units.beginning(at))]
         if not found:
             first = (die.unit for die in named(self.dies, names[0], _VARIABLE | _FUNCTION) if die.file is self.dies)
             found = list(itertools.islice(first, 1))

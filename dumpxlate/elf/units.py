@@ -29,6 +29,8 @@ WHAT = "debug information"
 
 _UNITS_LIMIT = 1 << 18
 """Units of one file: Linux has 3,000, a browser 30,000."""
+_FEW = 16
+"""Units that are looked at one by one."""
 _DWARF64 = 0xFFFFFFFF
 _LENGTHS, _LONGEST_HEADER = 12, 64
 """Bytes of a unit's length, where it is long, and no fewer than a header has."""
@@ -75,37 +77,45 @@ class Units:
         endian: byte order.
         types_at: where .debug_types begins, which stands behind it.
         late: what brings it, where it is not there.
-
-    Raises:
-        CorruptDumpError: they do not follow one another.
     """
 
     def __init__(self, info: Octets, endian: Endian, types_at: int, late: LateSection | None) -> None:
         self._info, self._late = info, late
         self._endian: Endian = endian
         self._types_at = types_at
-        self._starts = _starts(info, endian, late)
         self._known: dict[int, Unit] = {}
-
-    def __len__(self) -> int:
-        return len(self._starts)
 
     def __iter__(self) -> Iterator[Unit]:
         """Give all units.
 
         Raises:
-            CorruptDumpError: the header of one makes no sense.
+            CorruptDumpError: the header of one makes no sense, or they do not follow one another.
         """
         return map(self._unit, self._starts)
+
+    def beginning(self, at: int) -> Unit | None:
+        """Give the unit that an index says to begin at an offset; None where it cannot."""
+        try:
+            return self._unit(at) if at < len(self._info) else None
+        except CorruptDumpError:
+            return None
 
     def around(self, at: int) -> Unit | None:
         """Find the unit that an offset lies in, its header too.
 
         Raises:
-            CorruptDumpError: its header makes no sense.
+            CorruptDumpError: its header makes no sense, or the units before it do not follow one another.
         """
+        if len(self._known) <= _FEW:  # walking over all of them takes longer
+            for unit in self._known.values():
+                if unit.start <= at < unit.stop:
+                    return unit
         index = bisect_right(self._starts, at) - 1
         return self._unit(self._starts[index]) if index >= 0 and at < len(self._info) else None
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return _starts(self._info, self._endian, self._late)
 
     def of_type(self, signature: int) -> Unit | None:
         """Find the type unit with a signature."""
@@ -156,10 +166,10 @@ def _unit(info: Octets, start: int, endian: Endian, *, is_type: bool) -> Unit:
         unit = _header(info, start, endian, is_type=is_type)
     except struct.error as error:
         raise CorruptDumpError("a unit's header leaves the section", offset=start, what=WHAT) from error
-    if not 2 <= unit.version <= 5 or unit.first > unit.stop:
+    if not 2 <= unit.version <= 5 or not unit.first <= unit.stop <= len(info):
         raise CorruptDumpError(
-            f"unit of version {unit.version} and {unit.stop - start} bytes: expected versions 2 to 5, and room for "
-            "its header",
+            f"unit of version {unit.version} and {unit.stop - start:,} bytes: expected versions 2 to 5, and "
+            f"{unit.first - start} to {len(info) - start:,} bytes",
             offset=start,
             what=WHAT,
         )
