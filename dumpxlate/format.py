@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from dumpxlate.dump import Space
 from dumpxlate.errors import MapError, UnsupportedFeatureError
@@ -52,16 +52,14 @@ class Confidence(IntEnum):
     """Nothing else looks like this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """A format's claim to a file; ``detail`` says what it saw."""
 
     confidence: Confidence
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
+class Loss(NamedTuple):
     """Something of the source that the target cannot carry.
 
     Attributes:

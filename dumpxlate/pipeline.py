@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dumpxlate.codecs.workers import default_threads
 from dumpxlate.errors import CorruptDumpError, DumpxlateError, OutputError
@@ -96,8 +96,7 @@ def convert(
     return run.write(report, target, overwrite=overwrite, salvage=salvage, verify=verify, resume=resume)
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(NamedTuple):
     """One conversion that was found to be possible.
 
     Attributes:

@@ -6,8 +6,7 @@ place; the few that lie in pieces, or are there only in part, are assembled once
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,7 @@ _SHARED_LIMIT = 1 << 30
 """Bytes of memory that ranges may make by sharing the file's; no producer is known to let them."""
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentIndex:
+class SegmentIndex(NamedTuple):
     """Where the pages of some segments are.
 
     Attributes:

@@ -27,6 +27,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
+    NamedTuple,
     NoReturn,
     TypeAlias,
     TypeVar,
@@ -129,8 +130,7 @@ def _values(structure: Any) -> tuple[int | bytes, ...]:
     return tuple(getattr(structure, name) for name in structure.__slots__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(NamedTuple):
     """What is derived from a structure's declaration, once for each byte order."""
 
     packer: _struct.Struct

@@ -19,8 +19,8 @@ it is the guest's word: a line that makes no sense is left out, a value that mak
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import field
+from typing import TYPE_CHECKING, NamedTuple
 
 from dumpxlate.elf.notes import Note, parse_notes
 from dumpxlate.errors import CorruptDumpError
@@ -45,8 +45,7 @@ _MIN_PAGE, _MAX_PAGE = 1 << 12, 1 << 24
 _EXPLICIT_HEX = re.compile(r"0[xX][0-9A-Fa-f]{1,16}")
 
 
-@dataclass(frozen=True, slots=True)
-class VmCoreInfo:
+class VmCoreInfo(NamedTuple):
     """The text and its lines.
 
     Every accessor gives None where the kernel did not say. Addresses are unsigned, so kernel addresses exceed 2**63.

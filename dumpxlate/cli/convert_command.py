@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -100,8 +100,7 @@ class Conduct(Group):
         return given | {"overwrite": given.pop("force"), "bad_pages": self.bad_pages.value}
 
 
-@dataclass(frozen=True)
-class _Work:
+class _Work(NamedTuple):
     """What a command line asks to be written."""
 
     target: Path | PipeSink

@@ -7,7 +7,7 @@ read as one record array, since a fragmented guest has tens of thousands of them
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -108,8 +108,7 @@ class Segments:
         return self if wanted.all() else self.where(wanted)
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """One section header, with its name looked up."""
 
     name: str
@@ -121,8 +120,7 @@ class Section:
     flags: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ElfFile:
+class ElfFile(NamedTuple):
     """What the headers of an ELF file say.
 
     Attributes:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -58,8 +57,7 @@ _WALKS = 16
 """Units of which is kept how far somebody walked over their entries."""
 
 
-@dataclass(frozen=True, slots=True)
-class DebugSections:
+class DebugSections(NamedTuple):
     """The sections that entries are made of.
 
     Attributes:
@@ -115,8 +113,7 @@ class Value(NamedTuple):
         raise CorruptDumpError(f"form {self.form:#x}: expected a number", offset=self.at, what=WHAT)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Die:
+class Die(NamedTuple):
     """A debugging information entry.
 
     Attributes:

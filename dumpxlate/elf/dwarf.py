@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from dumpxlate.elf.address_ranges import units_of_addresses
 from dumpxlate.elf.container import read_elf
@@ -59,8 +58,7 @@ _UNITS_LOOKED_AT = 4096
 _OP_ADDR, _OP_PLUS_UCONST, _OP_ADDRX = 0x03, 0x23, 0xA1
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """Where a member of a structure lies.
 
     Attributes:
@@ -76,8 +74,7 @@ class Field:
     element: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class AlternateFile:
+class AlternateFile(NamedTuple):
     """The file that dwz moved shared entries to: its name as the link has it, and its build id."""
 
     name: str

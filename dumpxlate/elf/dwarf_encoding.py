@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dumpxlate.elf.dwarf_numbers import AT, FORM
 from dumpxlate.elf.units import WHAT, Unit
@@ -44,8 +44,7 @@ _DECLARATION = re.compile(
 """An abbreviation: its code, tag, whether children follow, attributes each with its form (0x21 with a constant)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Abbreviation:
+class Abbreviation(NamedTuple):
     """How one kind of entry is encoded.
 
     Attributes:

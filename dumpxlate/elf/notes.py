@@ -17,8 +17,7 @@ DBGFCoreWrite.cpp.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,8 +87,7 @@ MAX_NOTES = 1 << 17
 """Notes read of one file: ten for each of 8192 CPUs are fewer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """One note; ``name`` is Latin-1 up to its first NUL, and untrusted like all text of a dump."""
 
     name: str
@@ -97,8 +95,7 @@ class Note:
     desc: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedNotes:
+class ParsedNotes(NamedTuple):
     """The notes that could be read, and why reading stopped early, or None if it did not."""
 
     notes: tuple[Note, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -87,8 +87,7 @@ class _ElfSymbols:
         return self._words[self._name]
 
 
-@dataclass(frozen=True)
-class _MapSymbols:
+class _MapSymbols(NamedTuple):
     """The text of a System.map: address, type and name a line."""
 
     text: bytes

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dumpxlate.errors import CorruptDumpError
 
@@ -37,8 +36,7 @@ _LENGTHS, _LONGEST_HEADER = 12, 64
 _DWO, _TYPE = (4, 5), (2, 6)  # types of units whose headers are longer
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """One unit: what decoding its entries needs.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _LIMIT = 1 << 62
 
@@ -31,8 +32,7 @@ class RamHint:
             raise ValueError(f"{self.length:#x} bytes at {self.start:#x}, in QEMU at {self.host:#x}: cannot be")
 
 
-@dataclass(frozen=True, slots=True)
-class QemuHints:
+class QemuHints(NamedTuple):
     """Where the knowledge of a build of QEMU is, or what to take instead of it.
 
     Attributes:

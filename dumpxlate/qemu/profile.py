@@ -11,8 +11,7 @@ ramlist.h, hw/core/cpu.h, target/*/cpu.h, hw/misc/vmcoreinfo.c; releases 2.0 to 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 
@@ -91,16 +90,14 @@ _VARIABLES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a member lies in its structure, and how many bytes it has."""
 
     offset: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(NamedTuple):
     """What one build of QEMU is like.
 
     Attributes:

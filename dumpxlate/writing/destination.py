@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dumpxlate.format import Accompanied
 from dumpxlate.io.sink import FileSink, PipeSink
@@ -24,8 +24,7 @@ __all__ = ["FLATTENED", "Destination", "Named", "open_destination"]
 FLATTENED = "flattened"
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(NamedTuple):
     """What an output is called before it is complete.
 
     Attributes:

@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import select
 from collections import deque
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from dumpxlate.codecs.forks import Channel, GoneError, Lock, can_fork, forked, portable
 from dumpxlate.errors import OutputError
@@ -56,8 +55,7 @@ class Withholding(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(NamedTuple):
     """What a process must know to write the next batch.
 
     Attributes:
@@ -161,7 +159,7 @@ class _Member:
             self._prepare(_AHEAD)
             token = self._received()
             if failed and not token.error:
-                token = replace(token, error=portable(failed))
+                token = token._replace(error=portable(failed))
             token = self._turn(token)
             self._next.send(token)
             if token.error:
@@ -217,13 +215,13 @@ class _Member:
             return token
         batch = self._ready.popleft()
         if isinstance(batch, Exception):
-            return replace(token, error=portable(batch))
+            return token._replace(error=portable(batch))
         self._adopt(token)
         self._sink.hold()
         try:
             self._pump.write(batch)
         except Exception as error:
-            return replace(token, error=portable(error))
+            return token._replace(error=portable(error))
         return self._token(token.pages + len(batch.table))
 
     def _token(self, pages: int) -> _Token:

@@ -12,8 +12,7 @@ Sources: linux fs/binfmt_elf.c, include/uapi/linux/auxvec.h, elfcore.h; gdb's li
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,7 @@ __all__ = ["Mapping", "ProcessNotes", "program_files", "program_name", "read_not
 _FILES_LIMIT = 1 << 18
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """A file that the process had mapped: host addresses, and its name."""
 
     start: int
@@ -40,8 +38,7 @@ class Mapping:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessNotes:
+class ProcessNotes(NamedTuple):
     """What the notes of a core say of the process.
 
     Attributes:

@@ -6,7 +6,7 @@ import struct
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,7 @@ _PIECES_LIMIT = 1 << 24
 _ADDRESS_LIMIT = 1 << 62
 
 
-@dataclass(frozen=True, slots=True)
-class Stretches:
+class Stretches(NamedTuple):
     """Pieces of memory of one process, each in one piece in the core, int64, shape (n,).
 
     Attributes:

@@ -16,7 +16,7 @@ scripts/dump-guest-memory.py; releases 2.0 to 10.2.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,7 @@ _TARGET_PAGE = 1 << 12
 _NAME = 256
 
 
-@dataclass(frozen=True, slots=True)
-class RamBlock:
+class RamBlock(NamedTuple):
     """One RAM block.
 
     Attributes:
@@ -59,8 +58,7 @@ class RamBlock:
     room: int
 
 
-@dataclass(frozen=True, slots=True)
-class GuestRam:
+class GuestRam(NamedTuple):
     """Ranges of guest memory, int64, shape (n,), ascending.
 
     Attributes:
@@ -86,8 +84,7 @@ class GuestRam:
         return cls(start, length, host, blocks, damage)
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(NamedTuple):
     """Reads members of QEMU's structures.
 
     Attributes:

@@ -101,7 +101,7 @@ def _core(source: Source) -> _Core:
         file = named
         damage.append("the names of the sections, last in the file, are lost: their sizes and order tell them apart")
     if are_odd(file, source.size) and (found := relaid(source, file)):
-        file = replace(file, sections=found)
+        file = file._replace(sections=found)
         damage.append("the section headers do not fit each other: the notes, and where the names begin, tell sections")
     _require_sections(source, file)
     notes = _notes(source, file, remarks)

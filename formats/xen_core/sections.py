@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dumpxlate.arch.xen_vcpu import CONTEXT_32
@@ -42,9 +41,8 @@ def named_by_shape(file: ElfFile) -> ElfFile | None:
     names = {index.offset: _INDEX[index.entry_size], pages.offset: layout.XEN_PAGES}
     names |= {section.offset: _small(section) for section in rest}
     names |= {section.offset: layout.NOTE_XEN for section in file.sections if section.type == layout.SHT_NOTE}
-    return replace(
-        file, sections=tuple(replace(section, name=names.get(section.offset, "")) for section in file.sections)
-    )
+    sections = (section._replace(name=names.get(section.offset, "")) for section in file.sections)
+    return file._replace(sections=tuple(sections))
 
 
 def _small(section: Section) -> str:
