@@ -8,7 +8,7 @@ import numpy as np
 
 from dumpxlate.arrays import runs
 from dumpxlate.io.sink import SHORTEST_HOLE, FileSink
-from dumpxlate.pages import PageBatch, PageState
+from dumpxlate.pages import STORED, PageBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ def append_pages(sink: Sink, batch: PageBatch, page_size: int) -> None:
     Long runs of zeros become holes where the sink has any.
     """
     table = batch.table
-    rows = np.flatnonzero(table.state == PageState.STORED)
+    rows = np.flatnonzero(table.state == STORED)
     offset = table.offset[rows]
     opens = np.flatnonzero(np.append(True, (np.diff(rows) != 1) | (np.diff(offset) != page_size))[: len(rows)])
     at, place = offset[opens], rows[opens] * page_size

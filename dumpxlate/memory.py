@@ -8,7 +8,7 @@ import numpy as np
 
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.errors import PageUnavailableError
-from dumpxlate.pages import BATCH_BYTES, PageState
+from dumpxlate.pages import BATCH_BYTES, STORED, ZERO, PageState
 from dumpxlate.single import SinglePages
 
 if TYPE_CHECKING:
@@ -168,5 +168,5 @@ class PhysicalMemory:
 
 
 def _has_content(states: UInt8s) -> Bools:
-    there: Bools = (states == PageState.STORED) | (states == PageState.ZERO)
+    there: Bools = (states == STORED) | (states == ZERO)
     return there

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from dumpxlate.pageset import PageSet
 
 __all__ = [
+    "ABSENT",
+    "BAD",
     "BATCH_BYTES",
+    "EXCLUDED",
+    "RAW",
+    "STORED",
+    "ZERO",
     "CodecId",
     "Overlay",
     "PageBatch",
@@ -60,10 +66,6 @@ class PageState(IntEnum):
     """RAM, bytes in the file, but they do not decode."""
 
 
-_STORED = int(PageState.STORED)
-"""A plain number: numpy takes four times as long to compare an array with an IntEnum's member."""
-
-
 class CodecId(IntEnum):
     """How the bytes of a stored page are encoded."""
 
@@ -73,6 +75,12 @@ class CodecId(IntEnum):
     SNAPPY = 3
     ZSTD = 4
     RLE = 5
+
+
+ABSENT, EXCLUDED, ZERO, STORED, BAD = map(int, PageState)
+RAW = int(CodecId.RAW)
+"""Plain numbers, for arrays: with an IntEnum's member numpy takes four times as long. It looks for attributes of the
+member's class, which is Python code before 3.12, and forgets what is raised there: the exception of a signal, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ class PageTable:
         stored = offset >= 0
         return cls(
             pfn,
-            np.where(stored, np.uint8(PageState.STORED), np.uint8(PageState.ABSENT)),
+            np.where(stored, np.uint8(STORED), np.uint8(ABSENT)),
             np.zeros(len(pfn), np.uint8),
             offset,
             np.where(stored, np.int32(page_size), np.int32(0)),
@@ -116,7 +124,7 @@ class PageTable:
         """Say of some stored rows that they are zero, and need no bytes."""
         return PageTable(
             self.pfn,
-            np.where(rows, np.uint8(PageState.ZERO), self.state),
+            np.where(rows, np.uint8(ZERO), self.state),
             self.codec,
             np.where(rows, np.int64(-1), self.offset),
             np.where(rows, np.int32(0), self.size),
@@ -124,11 +132,11 @@ class PageTable:
 
     def stored(self) -> PageTable:
         """Keep the rows that have bytes in the body."""
-        return self.where(self.state == PageState.STORED)
+        return self.where(self.state == STORED)
 
     def spans(self) -> tuple[Int64s, Int64s]:
         """Give the maximal contiguous byte ranges of the stored rows, in row order: offset and length."""
-        stored = self.state == _STORED
+        stored = self.state == STORED
         offset, size = self.offset[stored], self.size[stored]
         if not len(offset):
             return np.empty(0, np.int64), np.empty(0, np.int64)

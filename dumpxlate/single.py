@@ -13,7 +13,7 @@ import numpy as np
 from dumpxlate.codecs import codec_for
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.errors import CorruptPageError, PageUnavailableError
-from dumpxlate.pages import CodecId, Overlay, PageState
+from dumpxlate.pages import RAW, STORED, CodecId, Overlay, PageState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ _KEPT_BYTES = 4 << 20
 _STATE = 16
 _FETCHED = 2 * _STATE
 """Only the store's ``fetch`` brings it."""
-_RAW, _LAST_CODEC, _STORED = int(CodecId.RAW), int(max(CodecId)), int(PageState.STORED)
+_LAST_CODEC = int(max(CodecId))
 _ZERO, _BAD = _STATE + int(PageState.ZERO), _STATE + int(PageState.BAD)
 
 _Group: TypeAlias = "tuple[memoryview, memoryview, memoryview]"
@@ -80,7 +80,7 @@ class SinglePages:
     def _of_group(self, pfn: int, group: _Group, row: int) -> bytes:
         """Read a page of a group that has not only raw ones."""
         kind = group[0][row]
-        if kind == _RAW:
+        if kind == RAW:
             page = self._read_at(group[1][row], self._size)
             return page if len(page) == self._size else _unavailable(pfn, PageState.BAD)
         if kind == _ZERO:
@@ -140,9 +140,9 @@ class SinglePages:
 
     def _kinds(self, table: PageTable) -> UInt8s:
         """Say of each page how it is read, or why it is not."""
-        kind = np.where(table.state == _STORED, table.codec, table.state + np.uint8(_STATE))
-        wrong = (table.codec > _LAST_CODEC) | ((table.codec == _RAW) & (table.size != self._size))
-        kind[wrong & (table.state == _STORED)] = _BAD
+        kind = np.where(table.state == STORED, table.codec, table.state + np.uint8(_STATE))
+        wrong = (table.codec > _LAST_CODEC) | ((table.codec == RAW) & (table.size != self._size))
+        kind[wrong & (table.state == STORED)] = _BAD
         if isinstance(self._store, Overlay):
             kind[~self._store.passes(table.pfn)] = _FETCHED
         return kind

@@ -12,7 +12,17 @@ from dumpxlate.arrays import ascending, distinct, expand
 from dumpxlate.errors import MapError
 from dumpxlate.extents import Extents
 from dumpxlate.io.spliced import lacking
-from dumpxlate.pages import PageBatch, PageState, PageTable, damage_of, lost_pages, why_lost
+from dumpxlate.pages import (
+    ABSENT,
+    EXCLUDED,
+    STORED,
+    ZERO,
+    PageBatch,
+    PageTable,
+    damage_of,
+    lost_pages,
+    why_lost,
+)
 from dumpxlate.pageset import EMPTY, PageRuns, PageSet, difference, intersection, union
 
 if TYPE_CHECKING:
@@ -89,12 +99,12 @@ class IndexedStore:
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""
         table = PageTable.raw(pfn, self.extents.offsets(pfn, self.page_size), self.page_size)
-        rest = table.state == PageState.ABSENT
+        rest = table.state == ABSENT
         if rest.any():
             known = self.ram.contains(pfn)
             zero = self._zero.contains(pfn)
-            table.state[rest & known] = PageState.EXCLUDED
-            table.state[rest & zero] = PageState.ZERO
+            table.state[rest & known] = EXCLUDED
+            table.state[rest & zero] = ZERO
         return table
 
     def seen_through(self, frames: P2M) -> IndexedStore:
@@ -160,7 +170,7 @@ def _over(extents: Extents, lacks: PageRuns, page_size: int) -> PageRuns:
 
 def fetch_from(source: Source, table: PageTable) -> PageBatch:
     """Bring the bytes of located pages from a source, which may move them into a body of its own."""
-    if not (table.state == PageState.STORED).any():
+    if not (table.state == STORED).any():
         return PageBatch(table, memoryview(b""))
     body, offset = source.gather(table.offset, table.size)
     lacks = lacking(source)
@@ -349,7 +359,7 @@ class RemappedStore:
         back[order] = np.arange(len(order))
         found = self._inner.locate(frame[order]).where(back)
         state = found.state.copy()
-        state[(state == PageState.ABSENT) & (frame >= 0)] = PageState.EXCLUDED
+        state[(state == ABSENT) & (frame >= 0)] = EXCLUDED
         return PageTable(pfn, state, found.codec, found.offset, found.size)
 
     def fit(self) -> MapFit:

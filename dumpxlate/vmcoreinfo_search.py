@@ -21,7 +21,7 @@ from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import default_threads, ordered_map
 from dumpxlate.errors import PageUnavailableError
 from dumpxlate.memory import PhysicalMemory
-from dumpxlate.pages import PageState, windows
+from dumpxlate.pages import STORED, ZERO, windows
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.stores import with_bytes
 from dumpxlate.vmcoreinfo import VmCoreInfo
@@ -54,8 +54,6 @@ _ADDRESS = re.compile(r"SYMBOL\(\w[\w.]*\)=(0x)?[0-9a-f]+|OFFSET\(\w[\w.]*\)=[0-
 _RELEASE = re.compile(r"[0-9]\S*")
 _NAME = b"VMCOREINFO\0\0"
 _HEAD = 24  # three numbers, and the name as it is padded
-
-_STORED, _ZERO = int(PageState.STORED), int(PageState.ZERO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +187,7 @@ def _text(store: PageStore, address: int) -> bytes:
         pfn, at = divmod(address + len(text), size)
         page = np.zeros((1, size), np.uint8)
         states = batches.read_pages(store, np.array([pfn], np.int64), page)
-        if int(states[0]) not in (_STORED, _ZERO):
+        if int(states[0]) not in (STORED, ZERO):
             break
         piece = page[0, at:].tobytes()
         end = _NOT_TEXT.search(piece)

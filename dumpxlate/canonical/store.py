@@ -9,7 +9,7 @@ import numpy as np
 
 from dumpxlate.canonical.entries import ENTRIES
 from dumpxlate.codecs import batch as batches
-from dumpxlate.pages import PageState, damage_of, lost_pages
+from dumpxlate.pages import STORED, damage_of, lost_pages
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s, UInt8s
@@ -75,11 +75,11 @@ class CanonicalStore:
         batch = self.inner.fetch(table)
         first = self._rule.frames.first(table.pfn)
         level = self._tables.level(first)
-        rows = np.flatnonzero((level > 0) & (batch.table.state == PageState.STORED))
+        rows = np.flatnonzero((level > 0) & (batch.table.state == STORED))
         if not len(rows):
             return batch
         found = batches.decode(replace(batch, table=batch.table.where(rows)), self.page_size)
-        held = np.flatnonzero(found.table.state == PageState.STORED)  # one that does not decode stays as it is
+        held = np.flatnonzero(found.table.state == STORED)  # one that does not decode stays as it is
         _, body = batches.peek(found, 0, self.page_size, self.page_size)
         rows = rows[held]
         return batches.substitute(batch, rows, self._rewritten(body, first[rows], level[rows]))

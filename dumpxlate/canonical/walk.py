@@ -14,7 +14,7 @@ import numpy as np
 from dumpxlate.canonical.entries import ENTRIES, WRITABLE, Counts, frames_of
 from dumpxlate.canonical.marks import Marks
 from dumpxlate.codecs.batch import read_pages
-from dumpxlate.pages import PageState
+from dumpxlate.pages import STORED, ZERO
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Bools, Int64s, UInt64s
@@ -132,6 +132,6 @@ def _read(store: PageStore, pfn: Int64s, tables: Tables) -> tuple[Int64s, UInt64
     """Read tables; those that do not decode are left out."""
     body = np.zeros((len(pfn), PAGE), np.uint8)
     state = read_pages(store, pfn, body)
-    held: Bools = (state == PageState.STORED) | (state == PageState.ZERO)
+    held: Bools = (state == STORED) | (state == ZERO)
     tables.missing += len(pfn) - int(held.sum())
     return pfn[held], body.view("<u8").reshape(-1, ENTRIES)[held].astype(np.uint64)

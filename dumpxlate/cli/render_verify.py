@@ -9,7 +9,7 @@ import numpy as np
 
 from dumpxlate.cli.lines import missing_lines
 from dumpxlate.cli.screen import console, facts, listing
-from dumpxlate.pages import PageState
+from dumpxlate.pages import ABSENT, BAD, PageState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -184,9 +184,9 @@ def show_bar(cells: Int64s, cell_bytes: int) -> None:
     out = console()
     # What a cell has most of; but any RAM shows among holes, and a bad page always.
     ram = cells.copy()
-    ram[:, PageState.ABSENT] = 0
-    shown = np.where(ram.any(axis=1), ram.argmax(axis=1), PageState.ABSENT)
-    shown[cells[:, PageState.BAD] > 0] = PageState.BAD
+    ram[:, ABSENT] = 0
+    shown = np.where(ram.any(axis=1), ram.argmax(axis=1), ABSENT)
+    shown[cells[:, BAD] > 0] = BAD
     runs = [(_BAR[PageState(state)], len(list(run))) for state, run in groupby(shown.tolist())]
     out.print([("[", ""), *((char * length, style) for (char, style), length in runs), ("]", "")])
     legend = [(f"0 to {len(cells) * cell_bytes:#x}, {cell_bytes:#x} bytes a character:", "")]

@@ -14,7 +14,7 @@ import numpy as np
 
 from dumpxlate.codecs import BatchDecoder, BatchEncoder, codec_for
 from dumpxlate.errors import CorruptPageError
-from dumpxlate.pages import BATCH_BYTES, CodecId, PageBatch, PageState, PageTable
+from dumpxlate.pages import BAD, BATCH_BYTES, RAW, STORED, ZERO, CodecId, PageBatch, PageTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ __all__ = ["decode", "divide", "encode", "gather", "mark_zero", "peek", "read_pa
 _WORD = 8
 
 # Plain numbers: numpy takes four times as long to compare an array with an IntEnum's member.
-_STORED, _RAW, _LAST_CODEC = int(PageState.STORED), int(CodecId.RAW), int(max(CodecId))
+_LAST_CODEC = int(max(CodecId))
 
 
 def decode(batch: PageBatch, page_size: int) -> PageBatch:
@@ -47,12 +47,12 @@ def decode(batch: PageBatch, page_size: int) -> PageBatch:
     """
     batch = _bounded(batch, page_size)
     table = batch.table
-    rows = np.flatnonzero(table.state == _STORED)
+    rows = np.flatnonzero(table.state == STORED)
     codec = table.codec[rows]
     if not codec.any():
         return batch
     body = np.empty((len(rows), page_size), np.uint8)
-    raw = codec == _RAW
+    raw = codec == RAW
     if raw.any():
         body[raw] = _pages(batch.body, table.offset[rows[raw]], page_size)
     failed = np.zeros(len(rows), bool)
@@ -70,7 +70,7 @@ def divide(batch: PageBatch, page_size: int, unit: int) -> PageBatch:
         return batch
     number = np.tile(np.arange(parts, dtype=np.int64), len(table))
     state, offset = np.repeat(table.state, parts), np.repeat(table.offset, parts)
-    stored = state == _STORED
+    stored = state == STORED
     cut = PageTable(
         np.repeat(table.pfn * parts, parts) + number,
         state,
@@ -89,7 +89,7 @@ def gather(batch: PageBatch, page_size: int) -> PageBatch:
     """
     batch = _bounded(batch, page_size)
     table = batch.table
-    rows = np.flatnonzero(table.state == _STORED)
+    rows = np.flatnonzero(table.state == STORED)
     if table.codec[rows].any():
         raise ValueError("gather: the batch holds encoded pages")
     offset = table.offset[rows]
@@ -102,9 +102,9 @@ def mark_zero(batch: PageBatch, page_size: int) -> PageBatch:
     """Turn raw pages without a set bit into ZERO pages; encoded ones stay as they are."""
     batch = _bounded(batch, page_size)
     table = batch.table
-    rows = np.flatnonzero((table.state == _STORED) & (table.codec == _RAW))
+    rows = np.flatnonzero((table.state == STORED) & (table.codec == RAW))
     zero = rows[_are_zero(batch.body, table.offset[rows], page_size)]
-    return replace(batch, table=_drop(table, zero, PageState.ZERO)) if len(zero) else batch
+    return replace(batch, table=_drop(table, zero, ZERO)) if len(zero) else batch
 
 
 def encode(batch: PageBatch, codec: Codec, page_size: int) -> PageBatch:
@@ -115,17 +115,17 @@ def encode(batch: PageBatch, codec: Codec, page_size: int) -> PageBatch:
     """
     batch = _bounded(batch, page_size)
     table, body = batch.table, np.frombuffer(batch.body, np.uint8)
-    rows = np.flatnonzero(table.state == _STORED)
+    rows = np.flatnonzero(table.state == STORED)
     codecs, start = table.codec[rows], table.offset[rows]
     ends = start + table.size[rows]
     pieces: list[Any] = [body[at:end] for at, end in zip(start.tolist(), ends.tolist(), strict=True)]
-    raw = np.flatnonzero(codecs == _RAW).tolist()
+    raw = np.flatnonzero(codecs == RAW).tolist()
     for number, data in zip(raw, _encoded(codec, [pieces[number] for number in raw]), strict=True):
         if len(data) < page_size:
             pieces[number] = data
     size = table.size.copy()
     size[rows] = np.fromiter(map(len, pieces), np.int32, len(pieces))
-    codecs[(codecs == _RAW) & (size[rows] < page_size)] = codec.id
+    codecs[(codecs == RAW) & (size[rows] < page_size)] = codec.id
     return PageBatch(_packed(table, rows, codecs, size), memoryview(b"".join(pieces)))
 
 
@@ -142,7 +142,7 @@ def peek(batch: PageBatch, at: int, length: int, page_size: int) -> tuple[Int64s
         Pfns of the pages, shape (n,), and the bytes, shape (n, length).
     """
     table = _bounded(batch, page_size).table
-    rows = table.where((table.state == _STORED) & (table.codec == _RAW))
+    rows = table.where((table.state == STORED) & (table.codec == RAW))
     return rows.pfn, _copies(batch.body, rows.offset + at, length)
 
 
@@ -170,14 +170,14 @@ def read_pages(store: PageStore, pfn: Int64s, out: UInt8s) -> UInt8s:
 def _put(batch: PageBatch, which: Int64s, out: UInt8s) -> UInt8s:
     """Copy pages of a batch, which are raw, to where they were asked for; gives the state of each."""
     table = batch.table
-    stored = np.flatnonzero(table.state == _STORED)
+    stored = np.flatnonzero(table.state == STORED)
     state = table.state[which]
     if len(stored):
         row = np.zeros(len(table), np.int64)
         row[stored] = np.arange(len(stored))
         # With "clip" numpy writes to the place itself; all rows are there.
         np.take(_pages(batch.body, table.offset[stored], out.shape[1]), row[which], axis=0, out=out, mode="clip")
-    out[state != _STORED] = 0
+    out[state != STORED] = 0
     return state
 
 
@@ -195,14 +195,14 @@ def substitute(batch: PageBatch, rows: Int64s, pages: UInt8s) -> PageBatch:
     page_size = pages.shape[1]
     batch = _bounded(batch, page_size)
     table = batch.table
-    oversized = np.flatnonzero((table.state == _STORED) & (table.size > 2 * page_size))  # no codec makes such a page
-    table = _drop(_drop(table, oversized), rows, PageState.ZERO)
-    kept = np.flatnonzero(table.state == _STORED)
+    oversized = np.flatnonzero((table.state == STORED) & (table.size > 2 * page_size))  # no codec makes such a page
+    table = _drop(_drop(table, oversized), rows, ZERO)
+    kept = np.flatnonzero(table.state == STORED)
     spans = zip(*(column.tolist() for column in table.spans()), strict=True)
     body = b"".join([*(batch.body[at : at + length] for at, length in spans), pages.reshape(-1).data])
     table = _packed(table, kept, table.codec[kept], table.size)
     state, codec, offset, size = table.state.copy(), table.codec.copy(), table.offset.copy(), table.size.copy()
-    state[rows], codec[rows], size[rows] = _STORED, _RAW, page_size
+    state[rows], codec[rows], size[rows] = STORED, RAW, page_size
     offset[rows] = len(body) - pages.size + np.arange(len(rows), dtype=np.int64) * page_size
     return PageBatch(PageTable(table.pfn, state, codec, offset, size), memoryview(body))
 
@@ -238,12 +238,12 @@ def _bounded(batch: PageBatch, page_size: int) -> PageBatch:
     table = batch.table
     end = table.offset + table.size
     wrong = (table.offset < 0) | (end <= table.offset) | (end > len(batch.body))
-    wrong |= (table.codec > _LAST_CODEC) | ((table.codec == _RAW) & (table.size != page_size))
-    wrong &= table.state == _STORED
+    wrong |= (table.codec > _LAST_CODEC) | ((table.codec == RAW) & (table.size != page_size))
+    wrong &= table.state == STORED
     return replace(batch, table=_drop(table, np.flatnonzero(wrong))) if wrong.any() else batch
 
 
-def _drop(table: PageTable, rows: Int64s, state: PageState = PageState.BAD) -> PageTable:
+def _drop(table: PageTable, rows: Int64s, state: int = BAD) -> PageTable:
     """Take the bytes from some rows and say why."""
     states, offset, size = table.state.copy(), table.offset.copy(), table.size.copy()
     states[rows], offset[rows], size[rows] = state, -1, 0

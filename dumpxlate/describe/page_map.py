@@ -14,7 +14,7 @@ import numpy as np
 from dumpxlate.dump import Space
 from dumpxlate.extents import merge
 from dumpxlate.p2m.map import FrameRuns
-from dumpxlate.pages import CodecId, PageState, PageTable, windows
+from dumpxlate.pages import RAW, STORED, CodecId, PageState, PageTable, windows
 from dumpxlate.pageset import EMPTY, PageRuns, difference, intersection
 from dumpxlate.stores import DeferredStore, IndexedStore
 
@@ -31,7 +31,6 @@ __all__ = ["PageMap", "Ranges", "map_pages", "page_ranges"]
 _ROWS = 1 << 16
 """Pages that are located, or extents that are looked at, in one go."""
 
-_STORED, _RAW = int(PageState.STORED), int(CodecId.RAW)
 _ORDER = (PageState.STORED, PageState.ZERO, PageState.EXCLUDED, PageState.BAD, PageState.ABSENT)
 
 
@@ -58,7 +57,7 @@ class Ranges:
     @classmethod
     def of_table(cls, table: PageTable, offset: Int64s, count: Int64s | None = None) -> Self:
         """Make ranges of located pages, one for each, or each the first of ``count``."""
-        codec = np.where(table.state == _STORED, table.codec, np.uint8(_RAW))
+        codec = np.where(table.state == STORED, table.codec, np.uint8(RAW))
         count = np.ones(len(table), np.int64) if count is None else count
         return cls(table.pfn, count, table.state, codec, offset, np.full(len(table), -1, np.int64))
 
@@ -119,7 +118,7 @@ def map_pages(dump: Dump, *, limit: int | None = None, cells: int = 0) -> PageMa
             kept.append(found.where(slice(None if limit is None else limit - total)))
         total += len(found)
         np.add.at(pages, found.state, found.count)
-        stored = found.state == _STORED
+        stored = found.state == STORED
         np.add.at(codecs, found.codec[stored], found.count[stored])
         for state in PageState if cells else ():
             alike = found.where(found.state == state)
@@ -165,7 +164,7 @@ def _bare(pages: PageRuns, state: PageState = PageState.EXCLUDED) -> Ranges:
     start, count = pages.runs()
     none = np.full(len(start), -1, np.int64)
     table = PageTable.raw(start, none, 0)
-    table.state[:] = state
+    table.state[:] = int(state)
     return Ranges.of_table(table, none, count)
 
 
@@ -211,7 +210,7 @@ def _merged(ranges: Ranges, page_size: int) -> Ranges:
     """Join neighbours that are alike."""
     if not len(ranges):
         return ranges
-    raw = (ranges.state == _STORED) & (ranges.codec == _RAW) & (ranges.offset >= 0)
+    raw = (ranges.state == STORED) & (ranges.codec == RAW) & (ranges.offset >= 0)
     begins = np.where(raw, ranges.offset, -1)
     ends = np.where(raw, ranges.offset + ranges.count * page_size, -1)
     apart = ranges.start[1:] != (ranges.start + ranges.count)[:-1]

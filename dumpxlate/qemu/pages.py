@@ -9,7 +9,7 @@ import numpy as np
 
 from dumpxlate.errors import CorruptPageError
 from dumpxlate.extents import Extents, first_wins, merge
-from dumpxlate.pages import CodecId, PageBatch, PageState, PageTable
+from dumpxlate.pages import ABSENT, EXCLUDED, RAW, STORED, ZERO, CodecId, PageBatch, PageTable
 from dumpxlate.pageset import EMPTY, PageRuns, difference, union
 from dumpxlate.qemu.records import Kind
 from dumpxlate.qemu.xbzrle import apply_delta
@@ -199,16 +199,16 @@ class StreamStore:
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""
         table = PageTable.raw(pfn, self._raw.offsets(pfn, self._step), self.page_size)
-        rest = np.flatnonzero(table.state == PageState.ABSENT)
+        rest = np.flatnonzero(table.state == ABSENT)
         if not len(rest):
             return table
-        table.state[rest[self.ram.contains(pfn[rest])]] = PageState.EXCLUDED
-        table.state[rest[self._zero.contains(pfn[rest])]] = PageState.ZERO
+        table.state[rest[self.ram.contains(pfn[rest])]] = EXCLUDED
+        table.state[rest[self._zero.contains(pfn[rest])]] = ZERO
         row = self._made.offsets(pfn[rest], 0)
         rest, row = rest[row >= 0], row[row >= 0]
         packed = self._kind[row] == Kind.ZLIB
-        table.state[rest] = PageState.STORED
-        table.codec[rest] = np.where(packed, np.uint8(CodecId.ZLIB), np.uint8(CodecId.RAW))
+        table.state[rest] = STORED
+        table.codec[rest] = np.where(packed, np.uint8(int(CodecId.ZLIB)), np.uint8(RAW))
         table.offset[rest] = np.where(packed, self._offset[row], _MADE + row)
         table.size[rest] = np.where(packed, self._count[row], self.page_size)
         return table
@@ -220,7 +220,7 @@ class StreamStore:
 
     def fetch(self, table: PageTable) -> PageBatch:
         """Bring the bytes of located pages; those between which only a record's head lies come with one read."""
-        rows = np.flatnonzero(table.state == PageState.STORED)
+        rows = np.flatnonzero(table.state == STORED)
         made = table.offset[rows] >= _MADE
         there = rows[~made]
         offset = table.offset.copy()

@@ -10,7 +10,7 @@ import numpy as np
 
 from dumpxlate.errors import CorruptPageError
 from dumpxlate.io.sink import FileSink
-from dumpxlate.pages import PageState, windows
+from dumpxlate.pages import BAD, PageState, windows
 from dumpxlate.registry import open_from
 from dumpxlate.writing.refusals import refuse_damage
 
@@ -102,7 +102,7 @@ def _count(pages: PageStore) -> Counter[str]:
     counts: Counter[str] = Counter()
     for window in windows(pages.stored, pages.page_size, size=_COUNTED):
         table = pages.locate(pages.stored.select(*window))
-        bad = table.pfn[table.state == PageState.BAD]
+        bad = table.pfn[table.state == BAD]
         if len(bad):
             raise CorruptPageError("its entry in the index makes no sense", pfn=int(bad[0]))
         for state, count in enumerate(np.bincount(table.state).tolist()):

@@ -15,7 +15,7 @@ import numpy as np
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.forks import shared_map
 from dumpxlate.codecs.workers import default_threads
-from dumpxlate.pages import CodecId, PageState, PageTable, windows
+from dumpxlate.pages import BAD, EXCLUDED, STORED, ZERO, CodecId, PageState, PageTable, windows
 from dumpxlate.progress import Meter, Progress
 from dumpxlate.stores import DeferredStore, with_bytes
 from dumpxlate.verify.missing import BadRun, BadRuns, Missing, bad_runs, missing_pages
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from dumpxlate.stores import MapFit
 
 __all__ = ["BadRun", "CheckReport", "check"]
-
-_STORED, _ZERO = int(PageState.STORED), int(PageState.ZERO)
-_BAD, _EXCLUDED = int(PageState.BAD), int(PageState.EXCLUDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +102,8 @@ def check(
         for part in parts:
             found.add(part)
             meter.add(part.pages * size)
-    found.states[_EXCLUDED] += dump.pages.ram.count - stored.count
-    found.states[_ZERO] += stored.count - looked.count
+    found.states[EXCLUDED] += dump.pages.ram.count - stored.count
+    found.states[ZERO] += stored.count - looked.count
     inner = dump.pages.loaded if isinstance(dump.pages, DeferredStore) else dump.pages
     wanted = (PageState.STORED, PageState.ZERO, PageState.EXCLUDED, PageState.BAD)
     return CheckReport(
@@ -157,13 +154,13 @@ class _Walk:
         store, size = self.store, self.store.page_size
         table = store.locate(self.pages.select(*window))
         state = batches.mark_zero(batches.decode(store.fetch(table), size), size).table.state
-        has_bytes = table.state == _STORED
+        has_bytes = table.state == STORED
         return _Part(
             pages=len(table),
             states=np.bincount(state, minlength=len(PageState)),
             codecs=np.bincount(table.codec[has_bytes], minlength=len(CodecId))[: len(CodecId)],
             overlapping=_overlapping(table),
-            bad=bad_runs(store, table, np.flatnonzero(state == _BAD)),
+            bad=bad_runs(store, table, np.flatnonzero(state == BAD)),
         )
 
 

@@ -28,7 +28,7 @@ from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.forks import shared_map
 from dumpxlate.codecs.workers import default_threads
 from dumpxlate.errors import UnsupportedFeatureError
-from dumpxlate.pages import PageState
+from dumpxlate.pages import BAD, STORED, ZERO
 from dumpxlate.pageset import PageRuns
 from dumpxlate.progress import Meter, Progress
 
@@ -47,7 +47,6 @@ FRAME = 4096
 SPAN = 1024
 """Frames that are hashed in one go."""
 
-_STORED, _ZERO, _BAD = int(PageState.STORED), int(PageState.ZERO), int(PageState.BAD)
 _CONTENT, _DATA = b"dumpxlate content 1\n", b"dumpxlate data 1\n"
 _FEW = 16  # pieces up to which hashing them where they are is faster than bringing them together
 
@@ -180,15 +179,15 @@ class _Walk:
         low, high = self.store.stored.rank(np.array([first, first + SPAN], np.int64) // self._wide).tolist()
         batch = self._frames(self.store.stored.select(low, high))
         table = batch.table
-        rows = np.flatnonzero(table.state == _STORED)
+        rows = np.flatnonzero(table.state == STORED)
         has, data = np.zeros(SPAN, bool), np.zeros(SPAN, bool)
-        has[table.pfn[(table.state == _STORED) | (table.state == _ZERO)] - first] = True
+        has[table.pfn[(table.state == STORED) | (table.state == ZERO)] - first] = True
         data[table.pfn[rows] - first] = True
         offset = np.full(SPAN, -1, np.int64)
         offset[data] = table.offset[rows]
         leaf = _leaf(data, offset, batch.body)
         pieces = tuple(_pieces(has, data, offset, batch.body, leaf)) if self.apart else ()
-        return _Span(number, has, data, leaf, pieces, int((table.state == _BAD).sum()) // self._wide)
+        return _Span(number, has, data, leaf, pieces, int((table.state == BAD).sum()) // self._wide)
 
     def _frames(self, pfn: Int64s) -> PageBatch:
         """Bring pages as frames, zero ones marked, and together where they lie scattered."""

@@ -12,7 +12,7 @@ import numpy as np
 from dumpxlate.errors import VerificationError
 from dumpxlate.format import OpenOptions
 from dumpxlate.io.source import open_source
-from dumpxlate.pages import PageState
+from dumpxlate.pages import ABSENT, PageState
 from dumpxlate.pageset import PageRuns, difference
 from dumpxlate.registry import find_format, find_wrapper
 from dumpxlate.verify.compare import compare
@@ -202,7 +202,7 @@ class _Chosen:
         found, chosen = self.store.locate(pfn), self.stored.contains(pfn)
         return replace(
             found,
-            state=np.where(chosen, found.state, np.uint8(PageState.ABSENT)),
+            state=np.where(chosen, found.state, np.uint8(ABSENT)),
             offset=np.where(chosen, found.offset, np.int64(-1)),
             size=np.where(chosen, found.size, np.int32(0)),
         )

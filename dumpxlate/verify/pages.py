@@ -23,7 +23,7 @@ import numpy as np
 from dumpxlate.arrays import expand
 from dumpxlate.codecs import batch as batches
 from dumpxlate.errors import UnsupportedFeatureError
-from dumpxlate.pages import CodecId, PageState
+from dumpxlate.pages import BAD, RAW, STORED, ZERO, PageState
 from dumpxlate.pageset import PageRuns, union
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from dumpxlate.pageset import PageSet
 
 __all__ = ["Outcome", "PageDifference", "PagePair", "Part", "worse"]
-
-_STORED, _ZERO, _BAD, _RAW = int(PageState.STORED), int(PageState.ZERO), int(PageState.BAD), int(CodecId.RAW)
 
 
 class Outcome(IntEnum):
@@ -64,7 +62,7 @@ def worse(*, strict: bool) -> tuple[Outcome, ...]:
 # What the page holds in a (row) and in b (column): nothing, zero, bytes, bad; bytes that are equal are seen before.
 _JUDGED = np.array([[0, 5, 4, 6], [5, 1, 2, 6], [3, 2, 2, 6], [6, 6, 6, 6]], np.uint8)
 _HOLDS = np.zeros(max(PageState) + 1, np.uint8)
-_HOLDS[[_ZERO, _STORED, _BAD]] = 1, 2, 3
+_HOLDS[[ZERO, STORED, BAD]] = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +148,7 @@ class _Side:
         """Tell where in the file smaller pages are."""
         table = self.store.locate(pfn // self.step)
         offset = self.store.place(table)
-        inside = (offset >= 0) & (table.codec == _RAW)
+        inside = (offset >= 0) & (table.codec == RAW)
         at: list[int] = np.where(inside, offset + pfn % self.step * self.page_size, offset).tolist()
         return at
 
@@ -242,10 +240,10 @@ def _same_encoded(a: PageBatch, b: PageBatch, page_size: int) -> Bools:
     left, right = a.table, b.table
     alike = all(np.array_equal(getattr(left, name), getattr(right, name)) for name in ("state", "codec", "size"))
     x, y = (_one_span(each) for each in (a, b)) if alike else (None, None)
-    stored = left.state == _STORED
+    stored = left.state == STORED
     if x is None or y is None or not (left.size[stored] > 0).all():
         return np.zeros(len(left), bool)
-    same: Bools = left.state == _ZERO
+    same: Bools = left.state == ZERO
     same[stored] = _same_rows(x, y, left.size[stored].astype(np.int64), page_size)
     return same
 
@@ -281,7 +279,7 @@ def _differ(x: UInt8s, y: UInt8s) -> Bools:
 
 def _judge(a: PageBatch, b: PageBatch, page_size: int) -> UInt8s:
     """Compare raw pages row by row; gives an Outcome each."""
-    left, right = a.table.state == _STORED, b.table.state == _STORED
+    left, right = a.table.state == STORED, b.table.state == STORED
     alone = np.flatnonzero(left != right)
     holds = []
     for each in (a, b):
@@ -309,10 +307,10 @@ def _first_difference(a: PageBatch, b: PageBatch, rows: Int64s, page_size: int) 
     content = np.ones(len(rows), bool)
     for each in (a, b):
         state = each.table.state[rows]
-        stored = state == _STORED
+        stored = state == STORED
         page = np.zeros((len(rows), page_size), np.uint8)
         page[stored] = _rows(each, rows[stored], page_size)
         pages.append(page)
-        content &= stored | (state == _ZERO)
+        content &= stored | (state == ZERO)
     at: list[int] = np.where(content, (pages[0] != pages[1]).argmax(axis=1), -1).tolist()
     return at

@@ -13,7 +13,7 @@ from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import ordered_map
 from dumpxlate.errors import CorruptPageError
 from dumpxlate.io.sink import FileSink
-from dumpxlate.pages import BATCH_BYTES, CodecId, PageBatch, PageState, PageTable
+from dumpxlate.pages import BAD, BATCH_BYTES, STORED, CodecId, PageBatch, PageState, PageTable
 from dumpxlate.verify.missing import BadRuns, bad_runs
 from dumpxlate.writing.ring import can_share, share
 
@@ -106,13 +106,13 @@ class Pump:
         """Whether compressed pages may go on as they are."""
         if self.writer.accepts <= {CodecId.RAW}:
             return False
-        used = np.bincount(table.codec[table.state == PageState.STORED]).nonzero()[0]
+        used = np.bincount(table.codec[table.state == STORED]).nonzero()[0]
         return all(CodecId(codec) in self.writer.accepts for codec in used.tolist())
 
     def write(self, ready: PageBatch) -> None:
         """Count a batch by state and hand it to the writer."""
         table = ready.table
-        bad = np.flatnonzero(table.state == PageState.BAD)
+        bad = np.flatnonzero(table.state == BAD)
         if len(bad):
             found = self.store.locate(table.pfn[bad])
             self.bad.add(bad_runs(self.store, found, np.arange(len(bad))))

@@ -12,7 +12,7 @@ from dumpxlate.codecs.batch import gather
 from dumpxlate.emit import by_run
 from dumpxlate.formats.avml.frames import pack_frames
 from dumpxlate.lime import AVML_MAGIC, AVML_VERSION, record
-from dumpxlate.pages import CodecId, PageBatch, PageState
+from dumpxlate.pages import STORED, CodecId, PageBatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,7 @@ class AvmlWriter:
             self._first = int(run.table.pfn[0])
         rows = self._block[self._filled : self._filled + len(run.table)]
         packed = gather(PageBatch(run.table.where(slice(0, len(rows))), run.body), self._block.shape[1])
-        stored = np.flatnonzero(packed.table.state == PageState.STORED)
+        stored = np.flatnonzero(packed.table.state == STORED)
         if len(stored):
             body = np.frombuffer(packed.body, np.uint8, len(stored) * rows.shape[1], packed.table.offset[stored[0]])
             rows[stored] = body.reshape(-1, rows.shape[1])

@@ -11,7 +11,7 @@ from dumpxlate.bitmap import PageBitmap, words_of_runs
 from dumpxlate.formats.kdump.bitmaps import ram_bitmap
 from dumpxlate.io.bits import BLOCK_BITS, InvertedBits
 from dumpxlate.io.spliced import lacking
-from dumpxlate.pages import CodecId, PageState, PageTable, lost_pages
+from dumpxlate.pages import BAD, EXCLUDED, RAW, ZERO, PageTable, lost_pages
 from dumpxlate.pageset import EMPTY, PageRuns, Picked
 from dumpxlate.stores import fetch_from
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["KdumpStore", "ShiftedStore"]
 
 # Plain numbers: numpy takes four times as long to compare an array with an IntEnum's member.
-_EXCLUDED, _BAD, _ZERO = int(PageState.EXCLUDED), int(PageState.BAD), int(PageState.ZERO)
-_RAW = int(CodecId.RAW)
 
 
 class KdumpStore:
@@ -95,7 +93,7 @@ class KdumpStore:
             return self._located(pfn, rank)
         rest = np.flatnonzero(~has)
         state = np.zeros(len(pfn), np.uint8)
-        state[rest[self.ram.contains(pfn[rest])]] = PageState.EXCLUDED
+        state[rest[self.ram.contains(pfn[rest])]] = EXCLUDED
         table = PageTable(
             pfn, state, np.zeros(len(pfn), np.uint8), np.full(len(pfn), -1, np.int64), np.zeros(len(pfn), np.int32)
         )
@@ -108,10 +106,10 @@ class KdumpStore:
         """Look up pages that the file says it has; one whose bytes it lacks nevertheless is a bad page."""
         found = self._table.find(rank)
         state, offset, size = found.state, found.offset, found.size
-        state[state == _EXCLUDED] = _BAD
+        state[state == EXCLUDED] = BAD
         for at in self._zero_pages.tolist():
-            shared = (offset == at) & (found.codec == _RAW)
-            state[shared], offset[shared], size[shared] = _ZERO, -1, 0
+            shared = (offset == at) & (found.codec == RAW)
+            state[shared], offset[shared], size[shared] = ZERO, -1, 0
         return PageTable(pfn, state, found.codec, offset, size)
 
     def fetch(self, table: PageTable) -> PageBatch:

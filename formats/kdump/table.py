@@ -9,7 +9,7 @@ import numpy as np
 
 from dumpxlate.arrays import distinct
 from dumpxlate.formats.kdump.layout import INVALID_CODEC, PageDesc, codecs_of_flags
-from dumpxlate.pages import CodecId, PageState
+from dumpxlate.pages import BAD, EXCLUDED, RAW, STORED
 from dumpxlate.structs import dtype_of, size_of
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ __all__ = ["ROW", "DescriptorTable", "Found"]
 
 ROW = size_of(PageDesc)
 
-_STORED, _BAD, _MISSING = np.uint8(PageState.STORED), np.uint8(PageState.BAD), np.uint8(PageState.EXCLUDED)
-_RAW = np.uint8(CodecId.RAW)
+_STORED, _BAD, _MISSING = np.uint8(STORED), np.uint8(BAD), np.uint8(EXCLUDED)
+_RAW = np.uint8(RAW)
 _CHUNK = 1 << 16
 _SAMPLE = 1 << 12
 _MOST_ZERO_PAGES = 4
@@ -172,7 +172,7 @@ class DescriptorTable:
         """
         behind = np.concatenate([self.at + self.count * ROW, self.at + total * ROW])
         sample = self.find(np.arange(self.first[0], self.first[0] + _SAMPLE)) if len(self.first) else _nothing(0)
-        raw = sample.offset[(sample.state == _STORED) & (sample.codec == CodecId.RAW)]
+        raw = sample.offset[(sample.state == _STORED) & (sample.codec == RAW)]
         value, times = distinct(raw)
         shared = value[np.argsort(-times, kind="stable")][:_MOST_ZERO_PAGES][: np.count_nonzero(times > 1)]
         found = [at for at in distinct(np.concatenate([behind, shared]))[0].tolist() if self._is_zero(at)]

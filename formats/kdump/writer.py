@@ -14,7 +14,7 @@ from dumpxlate.formats.kdump.bitmaps import packed
 from dumpxlate.formats.kdump.layout import FLAG_OF_CODEC, PageDesc
 from dumpxlate.formats.kdump.plan import Extent, make_plan
 from dumpxlate.formats.kdump.table import ROW
-from dumpxlate.pages import CodecId, PageState
+from dumpxlate.pages import STORED, ZERO, CodecId
 from dumpxlate.pageset import between
 from dumpxlate.structs import dtype_of
 from dumpxlate.window import Window
@@ -36,7 +36,6 @@ for _codec, _flag in FLAG_OF_CODEC.items():
     _FLAGS[_codec] = _flag
 
 # Plain numbers: numpy takes four times as long to compare an array with an IntEnum's member.
-_STORED, _ZERO = int(PageState.STORED), int(PageState.ZERO)
 
 _SAMPLES, _SAMPLE = 8, 256
 
@@ -101,7 +100,7 @@ class KdumpWriter:
     def _rows(self, table: PageTable) -> bytes:
         """Make the descriptors of the next pages."""
         plan = self._plan
-        stored, zero = table.state == _STORED, table.state == _ZERO
+        stored, zero = table.state == STORED, table.state == ZERO
         self._incomplete |= not (stored | zero).all()
         size = np.where(stored, table.size, 0)
         start = np.cumsum(size, dtype=np.int64) - size + self._sink.position

@@ -10,7 +10,7 @@ from dumpxlate.arrays import expand
 from dumpxlate.bare import chosen_pages, lost_facts
 from dumpxlate.emit import append_pages, by_run
 from dumpxlate.formats.raw.map_file import SUFFIX, RawMap, pack_map
-from dumpxlate.pages import CodecId, PageState
+from dumpxlate.pages import BAD, CodecId
 from dumpxlate.pageset import PageRuns, difference, union
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RawWriter:
         for run in by_run(batch):
             self._pad(int(run.table.pfn[0]))
             append_pages(self._sink, run, self._page_size)
-        self._bad.append(batch.table.pfn[batch.table.state == PageState.BAD])
+        self._bad.append(batch.table.pfn[batch.table.state == BAD])
 
     def state(self) -> Mapping[str, Any]:
         """Pages that did not decode, as runs."""
