@@ -11,6 +11,7 @@ import fcntl
 import gc
 import os
 import pickle
+import select
 import signal
 import sys
 from functools import partial
@@ -31,6 +32,9 @@ _A = TypeVar("_A")
 _B = TypeVar("_B")
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+_WAIT = 500
+"""Milliseconds: a signal that comes just before Python begins to wait is heard only after that."""
 
 _LENGTH = 8
 """Bytes of a message that say how long the rest is."""
@@ -110,6 +114,8 @@ class Channel:
     def __init__(self) -> None:
         source, target = os.pipe()
         self.source, self.target = FileIO(source, "rb"), FileIO(target, "wb")
+        self._incoming = select.poll()
+        self._incoming.register(source, select.POLLIN)
 
     def close(self) -> None:
         """Close both ends; harmless where one was closed before."""
@@ -130,12 +136,18 @@ class Channel:
         except BrokenPipeError:
             raise GoneError from None
 
+    def is_ready(self) -> bool:
+        """Tell whether there is something to receive, or nobody who will send it."""
+        return bool(self._incoming.poll(0))
+
     def receive(self) -> Any:
         """Wait for an object.
 
         Raises:
             GoneError: nobody is there to send one.
         """
+        while not self._incoming.poll(_WAIT):
+            pass
         return pickle.loads(self._read(int.from_bytes(self._read(_LENGTH), "little")))  # noqa: S301
 
     def _read(self, length: int) -> bytes:

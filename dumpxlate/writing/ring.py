@@ -21,7 +21,6 @@ with the token, in the place of the batch that it happened to.
 
 from __future__ import annotations
 
-import select
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -176,12 +175,10 @@ class _Member:
                 channel.source.close()
             if channel is not self._next:
                 channel.target.close()
-        self._incoming = select.poll()
-        self._incoming.register(self._mine.source)
 
     def _prepare(self, ahead: int) -> None:
         """Prepare a batch, and more while the token is elsewhere; what goes wrong has its turn as well."""
-        while len(self._ready) <= ahead and not (self._ready and self._incoming.poll(0)):
+        while len(self._ready) <= ahead and not (self._ready and self._mine.is_ready()):
             if not self._prepare_next():
                 return
 
