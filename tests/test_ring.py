@@ -106,6 +106,36 @@ def test_the_output_is_the_same(tmp_path: Path, source: Path, target: str) -> No
     assert len(beside) == (target == "raw")
 
 
+BUSY = """
+from dumpxlate.io import writeback
+writeback.EVERY, writeback.HELD_BACK = 1 << 10, 0
+begin, begun = writeback.start_writeback, []
+
+def slow(fd, offset, length):
+    begun.append(os.getpid())
+    time.sleep(0.02)
+    begin(fd, offset, length)
+    assert length > 0
+
+writeback.start_writeback = slow
+import atexit
+atexit.register(lambda: print(*begun))
+"""
+
+
+@pytest.mark.parametrize("target", ["elf", "kdump", "lime"])
+def test_a_disk_that_is_at_work_meanwhile(tmp_path: Path, source: Path, target: str) -> None:
+    """The thread for it is no reason not to fork, and one process has it."""
+    assert convert(tmp_path, source, "-o", "plain", "--to", target, "--threads", "0", "--allow-loss")[0] == 0
+    process = start(tmp_path, source, "-o", "out", "--to", target, "--threads", "3", "--allow-loss", trouble=BUSY)
+    said, words = process.communicate(timeout=120)
+    assert process.returncode == 0, words
+    assert len(said.split()) > 1
+    assert set(said.split()) == {str(process.pid)}
+    assert json.loads((tmp_path / "told").read_text())["shared"] == [True]
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
 @pytest.mark.parametrize(
     "command", [["check"], ["check", "--first", "2"], ["compare", "--first", "3"], ["checksum", "--runs", "5"]]
 )

@@ -19,7 +19,8 @@ def main() -> None:
     # Imports make a hundred thousand objects that stay: looking for garbage there takes a tenth of a short command.
     gc.set_threshold(100_000)
     code: list[int] = []
-    atexit.register(_end, code)  # the first that is registered comes last
+    if not atexit._ncallbacks():  # noqa: SLF001 - the first that is registered comes last: another one would have no turn
+        atexit.register(_end, code)
     # numpy starts a thread a processor for linear algebra, which nothing here is; they spin when they are made.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from dumpxlate.cli.app import application

@@ -17,7 +17,7 @@ from dumpxlate.io.aio import write_many
 from dumpxlate.io.pipe import widen
 from dumpxlate.io.source import PreadFile
 from dumpxlate.io.temporary import Temporary
-from dumpxlate.io.writeback import EVERY, start_writeback
+from dumpxlate.io.writeback import Writeback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -138,17 +138,9 @@ class FileSink:
         self._complete = False
         _refuse_bad_target(os.fspath(path), overwrite, inputs)
         self._file = Temporary(self.path, partial, reuse=reuse, keep=keep)
-        self.position = self._on_its_way = 0
+        self._writeback = Writeback(self._file.fd)
+        self.position = 0
         self._held: list[Callable[[], object]] | None = None
-
-    @property
-    def marks(self) -> tuple[int, int]:
-        """Where it writes next, and up to where the disk was set to work: what another process must know to go on."""
-        return self.position, self._on_its_way
-
-    @marks.setter
-    def marks(self, marks: tuple[int, int]) -> None:
-        self.position, self._on_its_way = marks
 
     def hold(self) -> None:
         """Only settle from now on where bytes go: they must stay as they are until ``release``."""
@@ -211,9 +203,7 @@ class FileSink:
     def _advance(self, length: int) -> None:
         """Move the position; from time to time have the disk begin with what stands before it."""
         self.position += length
-        if self.position - self._on_its_way >= EVERY:
-            start_writeback(self._file.fd, self._on_its_way, self.position - self._on_its_way)
-            self._on_its_way = self.position
+        self._writeback.reach(self.position)
 
     def skip(self, length: int) -> None:
         """Leave a hole."""
@@ -234,7 +224,12 @@ class FileSink:
     def go_on(self, position: int) -> None:
         """Drop what lies behind a position, and write from there on."""
         os.ftruncate(self._file.fd, position)
-        self.position = self._on_its_way = position
+        self.position = position
+        self._writeback.go_on(position)
+
+    def rest(self) -> None:
+        """Let nothing go on beside: a process is forked only where it has one thread."""
+        self._writeback.rest()
 
     def sync(self) -> None:
         """Make durable what was written so far."""
@@ -256,7 +251,7 @@ class FileSink:
         if not self._complete:
             self.complete()
         self._file.publish(overwrite=self._overwrite)
-        self._file.discard()
+        self._discard()
         sync_folder(self.path.parent)
 
     def withdraw(self) -> None:
@@ -272,6 +267,10 @@ class FileSink:
             keep: leave what was to be kept, if there is anything in it.
         """
         self._file.keep &= keep and (self._file.fd < 0 or self.size() > 0)
+        self._discard()
+
+    def _discard(self) -> None:
+        self.rest()
         self._file.discard()
 
     def __enter__(self) -> Self:

@@ -73,7 +73,10 @@ class Pump:
     def _shared(self, sink: Sink, starts: range, meter: Meter, workers: int) -> bool:
         """Write with several processes, if that can be; tells whether it could."""
         processes = min(workers, len(starts) // _LEAST_BATCHES)
-        if processes < 2 or not isinstance(sink, FileSink) or not can_share(self.writer):
+        if processes < 2 or not isinstance(sink, FileSink):
+            return False
+        sink.rest()
+        if not can_share(self.writer):
             return False
         return share(self, sink, starts, processes, lambda pages: meter.reach(pages * self.store.page_size))
 

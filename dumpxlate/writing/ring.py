@@ -59,7 +59,7 @@ class _Token(NamedTuple):
 
     Attributes:
         pages: pages written so far.
-        marks: where the sink is.
+        position: where the sink writes next.
         state: what the writer knows.
         counts: pages so far, by state.
         bad: those that did not decode.
@@ -67,7 +67,7 @@ class _Token(NamedTuple):
     """
 
     pages: int
-    marks: tuple[int, int]
+    position: int
     state: Mapping[str, Any]
     counts: Counter[str]
     bad: BadRuns
@@ -225,13 +225,13 @@ class _Member:
         """Put into a token what this process knows."""
         pump = self._pump
         assert isinstance(pump.writer, Resumable)
-        return _Token(pages, self._sink.marks, pump.writer.state(), pump.counts, pump.bad)
+        return _Token(pages, self._sink.position, pump.writer.state(), pump.counts, pump.bad)
 
     def _adopt(self, token: _Token) -> None:
         """Know what a token says."""
         pump = self._pump
         assert isinstance(pump.writer, Resumable)
-        self._sink.marks = token.marks
+        self._sink.position = token.position
         pump.counts, pump.bad = token.counts, token.bad
         pump.writer.restore(self._sink, token.pages, token.state)
 

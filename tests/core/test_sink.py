@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from dumpxlate.emit import TrimmedSink, append_pages, by_run
 from dumpxlate.errors import OutputError
 from dumpxlate.io import sink as module
+from dumpxlate.io import writeback
 from dumpxlate.io.sink import SHORTEST_HOLE, FileSink, PipeSink
 from dumpxlate.io.writeback import start_writeback
 from dumpxlate.pages import PageBatch, PageState, PageTable
@@ -536,17 +539,91 @@ def test_a_signal_before_the_with_block_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_disk_is_set_to_work_while_more_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """Ranges that the disk was set to work on, for small files."""
+    ranges: list[tuple[int, int]] = []
+    monkeypatch.setattr(writeback, "EVERY", 10)
+    monkeypatch.setattr(writeback, "HELD_BACK", 3)
+    monkeypatch.setattr(writeback, "start_writeback", lambda _fd, offset, length: ranges.append((offset, length)))
+    yield ranges
+    assert threading.active_count() == 1
+
+
+def test_the_disk_is_set_to_work_while_more_is_written(tmp_path: Path, asked: list[tuple[int, int]]) -> None:
     """Each byte once, in ranges that follow each other; what is left is for the sync at the end."""
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr("dumpxlate.io.sink.EVERY", 10)
-    monkeypatch.setattr("dumpxlate.io.sink.start_writeback", lambda _fd, offset, length: asked.append((offset, length)))
     with committed(tmp_path / "out") as sink:
         for part in (b"1234", b"567890", b"abc"):
             sink.append([part])
+            sink.rest()
         sink.skip(20)
         sink.append([b"end"])
-    assert asked == [(0, 10), (10, 26)]
+    assert asked == [(0, 10), (10, 23)]
+
+
+def test_a_disk_that_is_slow_is_given_more_at_once(
+    tmp_path: Path, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread at a time; nobody waits for it but who ends the file."""
+    free = threading.Event()
+    note = writeback.start_writeback
+
+    def slow(fd: int, offset: int, length: int) -> None:
+        assert free.wait(60)
+        note(fd, offset, length)
+
+    monkeypatch.setattr(writeback, "start_writeback", slow)
+    with committed(tmp_path / "out") as sink:
+        for _ in range(5):
+            sink.append([b"0123456789abc"])
+        free.set()
+        sink.rest()
+        sink.append([b"end"])
+    assert asked == [(0, 10), (10, 55)]
+
+
+@pytest.mark.parametrize("how", ["abort", "commit"])
+def test_the_file_is_open_while_a_thread_works_on_it(
+    tmp_path: Path, asked: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    note = writeback.start_writeback
+
+    def slow(fd: int, offset: int, length: int) -> None:
+        time.sleep(0.05)
+        os.fstat(fd)
+        note(fd, offset, length)
+
+    monkeypatch.setattr(writeback, "start_writeback", slow)
+    sink = FileSink(tmp_path / "out")
+    sink.append([b"0123456789abcdef"])
+    sink.abort() if how == "abort" else sink.commit()
+    assert asked == [(0, 13)]
+
+
+def test_a_fork_leaves_the_disk_to_its_parent(tmp_path: Path, asked: list[tuple[int, int]]) -> None:
+    sink = FileSink(tmp_path / "out")
+    child = os.fork()
+    if not child:
+        sink.append([bytes(100)])
+        os._exit(len(asked) + threading.active_count())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    sink.position = 100
+    sink.append([b"more"])
+    sink.commit()
+    assert asked == [(0, 101)]
+
+
+def test_signals_are_not_for_the_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked: set[signal.Signals | int] = set()
+    monkeypatch.setattr(
+        writeback, "start_writeback", lambda *_: blocked.update(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with committed(tmp_path / "out") as sink:
+        sink.skip(1 << 30)
+        sink.append([b"end"])
+    assert blocked >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_writing_back_does_not_fail(tmp_path: Path) -> None:
