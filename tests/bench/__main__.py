@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tests.bench.case import AbsentError
 from tests.bench.cases import CASES
-from tests.bench.measure import Runs, in_turn, run, touch_free_memory, with_bytecode
+from tests.bench.measure import Runs, in_turn, read_through, run, touch_free_memory, with_bytecode
 from tests.bench.peers import choose
 from tests.bench.report import Row, table, write_plot
 
@@ -83,6 +83,7 @@ def measure(case: Case, size: int, prepared: Prepared, pairs: int) -> Row:
         clean()
         os.sync()
         touch_free_memory(size * MIB)
+        read_through((prepared.ours, *prepared.peers.values()), prepared.outputs)
 
     clean()
     prepared.check(run(prepared.ours, Runs()))

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
 _SAMPLE_EVERY = 0.02
 """Seconds. Counting a process's pages takes it a moment: the runs whose time counts are not watched."""
+
+_PIECE = 1 << 20
 
 
 @dataclass
@@ -102,6 +104,19 @@ def touch_free_memory(guest: int) -> None:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     size = min(max(3 << 30, guest), free * 3 // 4)
     subprocess.run([sys.executable, "-c", f"b = bytearray({size}); b[::4096] = b'1' * len(b[::4096])"], check=True)
+
+
+def read_through(commands: Iterable[Sequence[str]], outputs: Collection[Path]) -> None:
+    """Have the files that commands name in the page cache before a run, but for those that they write.
+
+    A virtual machine may take cached pages back at any time: pages in no order, of a file on a disk, cost seconds then.
+    """
+    named = {Path(word) for command in commands for argument in command for word in argument.split()}
+    for path in named - set(outputs):
+        if path.is_absolute() and path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.read(_PIECE):
+                    pass
 
 
 def in_turn(commands: Sequence[Callable[[Runs], object]], rounds: int, before: Callable[[], None]) -> list[Runs]:
