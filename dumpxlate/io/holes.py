@@ -31,17 +31,16 @@ def runs_of_data(fd: int, size: int, at: int = 0) -> tuple[Int64s, Int64s]:
     if found.st_blocks * 512 >= found.st_size:
         return np.zeros(1, np.int64), np.array([size], np.int64)
     edges = array("q")
-    while at < size:
-        if len(edges) >= _MOST_EDGES:
+    seek, note = os.lseek, edges.append  # thousands of calls in a sparse core
+    try:
+        while at < size and len(edges) < _MOST_EDGES:
+            note(seek(fd, at, os.SEEK_DATA))
+            at = seek(fd, edges[-1], os.SEEK_HOLE)
+            note(at)
+        if at < size:
             edges.extend((at, size))
-            break
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-            at = os.lseek(fd, start, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data from here on
-                break
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # that is no data from here on
             return np.zeros(1, np.int64), np.array([size], np.int64)
-        edges.extend((min(start, size), min(at, size)))
-    columns = np.frombuffer(edges, np.int64)
+    columns = np.minimum(np.frombuffer(edges[: len(edges) // 2 * 2], np.int64), size)
     return columns[::2], columns[1::2] - columns[::2]
