@@ -133,6 +133,14 @@ def test_stdout_that_takes_nothing(words: str, where: str, sample: Callable[[str
     assert "Exception" not in done.stderr
 
 
+@pytest.mark.parametrize("words", ["--debug info absent", "--debug info .", "--debug formats >/dev/full"])
+def test_debug_shows_where_an_error_is_from(words: str, tmp_path: Path) -> None:
+    line = f"{sys.executable} -m dumpxlate {words}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode
+    assert "Traceback" in done.stderr
+
+
 def test_stdout_and_stderr_that_are_closed(sample: Callable[[str], Path], tmp_path: Path) -> None:
     """What is opened next must not be taken for them."""
     line = f"{sys.executable} -m dumpxlate convert {sample('elf/x64-long.elf')} -o out.elf >&- 2>&-"

@@ -109,6 +109,8 @@ def written() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except OSError as error:
+        if _Debug.on:
+            raise
         raise SystemExit(_reported(error)) from None
 
 
