@@ -27,6 +27,7 @@ __all__ = [
     "BAD",
     "BATCH_BYTES",
     "EXCLUDED",
+    "LAST_CODEC",
     "RAW",
     "STORED",
     "ZERO",
@@ -78,7 +79,7 @@ class CodecId(IntEnum):
 
 
 ABSENT, EXCLUDED, ZERO, STORED, BAD = map(int, PageState)
-RAW = int(CodecId.RAW)
+RAW, LAST_CODEC = int(CodecId.RAW), int(max(CodecId))
 """Plain numbers, for arrays: with an IntEnum's member numpy takes four times as long. It looks for attributes of the
 member's class, which is Python code before 3.12, and forgets what is raised there: the exception of a signal, too."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from dumpxlate.codecs import codec_for
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.errors import CorruptPageError, PageUnavailableError
-from dumpxlate.pages import RAW, STORED, CodecId, Overlay, PageState
+from dumpxlate.pages import LAST_CODEC, RAW, STORED, CodecId, Overlay, PageState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,6 @@ _KEPT_BYTES = 4 << 20
 _STATE = 16
 _FETCHED = 2 * _STATE
 """Only the store's ``fetch`` brings it."""
-_LAST_CODEC = int(max(CodecId))
 _ZERO, _BAD = _STATE + int(PageState.ZERO), _STATE + int(PageState.BAD)
 
 _Group: TypeAlias = "tuple[memoryview, memoryview, memoryview]"
@@ -141,7 +140,7 @@ class SinglePages:
     def _kinds(self, table: PageTable) -> UInt8s:
         """Say of each page how it is read, or why it is not."""
         kind = np.where(table.state == STORED, table.codec, table.state + np.uint8(_STATE))
-        wrong = (table.codec > _LAST_CODEC) | ((table.codec == RAW) & (table.size != self._size))
+        wrong = (table.codec > LAST_CODEC) | ((table.codec == RAW) & (table.size != self._size))
         kind[wrong & (table.state == STORED)] = _BAD
         if isinstance(self._store, Overlay):
             kind[~self._store.passes(table.pfn)] = _FETCHED

@@ -14,7 +14,7 @@ import numpy as np
 
 from dumpxlate.codecs import BatchDecoder, BatchEncoder, codec_for
 from dumpxlate.errors import CorruptPageError
-from dumpxlate.pages import BAD, BATCH_BYTES, RAW, STORED, ZERO, CodecId, PageBatch, PageTable
+from dumpxlate.pages import BAD, BATCH_BYTES, LAST_CODEC, RAW, STORED, ZERO, CodecId, PageBatch, PageTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,6 @@ __all__ = ["decode", "divide", "encode", "gather", "mark_zero", "peek", "read_pa
 _WORD = 8
 
 # Plain numbers: numpy takes four times as long to compare an array with an IntEnum's member.
-_LAST_CODEC = int(max(CodecId))
 
 
 def decode(batch: PageBatch, page_size: int) -> PageBatch:
@@ -238,7 +237,7 @@ def _bounded(batch: PageBatch, page_size: int) -> PageBatch:
     table = batch.table
     end = table.offset + table.size
     wrong = (table.offset < 0) | (end <= table.offset) | (end > len(batch.body))
-    wrong |= (table.codec > _LAST_CODEC) | ((table.codec == RAW) & (table.size != page_size))
+    wrong |= (table.codec > LAST_CODEC) | ((table.codec == RAW) & (table.size != page_size))
     wrong &= table.state == STORED
     return replace(batch, table=_drop(table, np.flatnonzero(wrong))) if wrong.any() else batch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dumpxlate.arrays import runs
-from dumpxlate.pages import STORED, CodecId, lost_pages, why_lost
+from dumpxlate.pages import LAST_CODEC, STORED, CodecId, lost_pages, why_lost
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt8s
@@ -84,7 +84,7 @@ def bad_runs(store: PageStore, table: PageTable, bad: Int64s) -> Int64s:
         First frame, length, reason and place in the file of each run, shape (4, runs).
     """
     rows = table.where(bad)
-    why: UInt8s = np.where((rows.state == STORED) & (rows.codec <= max(CodecId)), rows.codec, np.uint8(_NO_ENTRY))
+    why: UInt8s = np.where((rows.state == STORED) & (rows.codec <= LAST_CODEC), rows.codec, np.uint8(_NO_ENTRY))
     reason = why.astype(np.int64)
     first, count = runs(rows.pfn, reason, step=0)
     return np.stack((rows.pfn[first], count, reason[first], store.place(rows)[first]))
