@@ -27,8 +27,6 @@ __all__ = ["decode", "divide", "encode", "gather", "mark_zero", "peek", "read_pa
 
 _WORD = 8
 
-# Plain numbers: numpy takes four times as long to compare an array with an IntEnum's member.
-
 
 def decode(batch: PageBatch, page_size: int) -> PageBatch:
     """Make every stored page raw.

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KdumpStore", "ShiftedStore"]
 
-# Plain numbers: numpy takes four times as long to compare an array with an IntEnum's member.
-
 
 class KdumpStore:
     """Pages found by the rank of their bit.

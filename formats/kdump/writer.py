@@ -35,7 +35,6 @@ _FLAGS = np.zeros(256, np.uint32)  # pages without content may have any codec
 for _codec, _flag in FLAG_OF_CODEC.items():
     _FLAGS[_codec] = _flag
 
-# Plain numbers: numpy takes four times as long to compare an array with an IntEnum's member.
 
 _SAMPLES, _SAMPLE = 8, 256
 
