@@ -365,7 +365,7 @@ def test_an_input_that_is_replaced_is_still_the_one_that_was_opened(tmp_path: Pa
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="looking at an enum's class runs no Python code there")
 def test_numpy_asks_no_enum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: Callable[[str], Path]) -> None:
-    """It forgets what is raised while it asks: Ctrl-C was lost once in a hundred times."""
+    """It forgets what is raised while it asks: a SIGTERM was lost once in two hundred times."""
     asked: list[str] = []
     look = enum.EnumMeta.__getattr__
 
