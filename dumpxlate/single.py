@@ -13,7 +13,7 @@ import numpy as np
 from dumpxlate.codecs import codec_for
 from dumpxlate.codecs.batch import read_pages
 from dumpxlate.errors import CorruptPageError, PageUnavailableError
-from dumpxlate.pages import LAST_CODEC, RAW, STORED, CodecId, Overlay, PageState
+from dumpxlate.pages import BAD, LAST_CODEC, RAW, STORED, ZERO, CodecId, Overlay, PageState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ _KEPT_BYTES = 4 << 20
 _STATE = 16
 _FETCHED = 2 * _STATE
 """Only the store's ``fetch`` brings it."""
-_ZERO, _BAD = _STATE + int(PageState.ZERO), _STATE + int(PageState.BAD)
+_ZERO, _BAD = _STATE + ZERO, _STATE + BAD
 
 _Group: TypeAlias = "tuple[memoryview, memoryview, memoryview]"
 """What is known of each page, its offset, and its size in the file."""

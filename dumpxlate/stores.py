@@ -12,17 +12,7 @@ from dumpxlate.arrays import ascending, distinct, expand
 from dumpxlate.errors import MapError
 from dumpxlate.extents import Extents
 from dumpxlate.io.spliced import lacking
-from dumpxlate.pages import (
-    ABSENT,
-    EXCLUDED,
-    STORED,
-    ZERO,
-    PageBatch,
-    PageTable,
-    damage_of,
-    lost_pages,
-    why_lost,
-)
+from dumpxlate.pages import ABSENT, EXCLUDED, STORED, ZERO, PageBatch, PageTable, damage_of, lost_pages, why_lost
 from dumpxlate.pageset import EMPTY, PageRuns, PageSet, difference, intersection, union
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from dumpxlate.dump import Space
 from dumpxlate.extents import merge
 from dumpxlate.p2m.map import FrameRuns
-from dumpxlate.pages import RAW, STORED, CodecId, PageState, PageTable, windows
+from dumpxlate.pages import LAST_CODEC, RAW, STORED, CodecId, PageState, PageTable, windows
 from dumpxlate.pageset import EMPTY, PageRuns, difference, intersection
 from dumpxlate.stores import DeferredStore, IndexedStore
 
@@ -108,7 +108,7 @@ def map_pages(dump: Dump, *, limit: int | None = None, cells: int = 0) -> PageMa
     """
     kept: list[Ranges] = []
     total = 0
-    pages, codecs = np.zeros(len(PageState), np.int64), np.zeros(max(CodecId) + 1, np.int64)
+    pages, codecs = np.zeros(len(PageState), np.int64), np.zeros(LAST_CODEC + 1, np.int64)
     end = dump.pages.ram.stop
     step = max(-(-end // cells), 1) if cells else 0
     edges = np.arange(0, end + step, step, dtype=np.int64) if cells else np.zeros(1, np.int64)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dumpxlate.arrays import runs
-from dumpxlate.pages import LAST_CODEC, STORED, CodecId, lost_pages, why_lost
+from dumpxlate.pages import LAST_CODEC, RAW, STORED, CodecId, lost_pages, why_lost
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt8s
@@ -21,7 +21,7 @@ _LOST = "the file promises them, and ends before them or never got them"
 
 _REASONS = {
     _NO_ENTRY: "their entries in the index make no sense",
-    int(CodecId.RAW): "their bytes are not in the file, or do not unpack",
+    RAW: "their bytes are not in the file, or do not unpack",
 } | {int(codec): f"do not decode ({codec.name.lower()})" for codec in CodecId if codec is not CodecId.RAW}
 
 
