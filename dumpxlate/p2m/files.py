@@ -31,6 +31,7 @@ MapKind: TypeAlias = Literal["u64", "u32", "npy", "text", "mfndump"]
 MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
 
 _PLAUSIBLE_MFN = 1 << 40  # 4 EiB of machine memory: more than any x86 addresses
+_NO_FRAME = (1 << 62) - 1  # in a 64-bit entry, below its two flags
 _PEEK = 1 << 16
 _LINES = 4 << 20  # text is read in pieces of this size
 _CHUNK = 1 << 20
@@ -125,7 +126,7 @@ def detect_kind(body: _Body) -> MapKind:
         return "u64"
     if len(body) % 4 == 0 and _plausible_narrow(np.frombuffer(body[: 4 * _CHUNK], "<u4")):
         return "u32"
-    raise MapError(f"not a p2m map: {len(body)} bytes, neither text nor an array of 4- or 8-byte words")
+    raise MapError(f"not a p2m map: {len(body)} bytes, neither text nor a little-endian array of frame numbers")
 
 
 def _is_text(head: bytes) -> bool:
@@ -133,14 +134,18 @@ def _is_text(head: bytes) -> bool:
 
 
 def _plausible(entries: NDArray[np.uint64]) -> bool:
-    """Tell 64-bit entries from pairs of 32-bit ones: no machine has frames that high."""
-    plain = entries & np.uint64((1 << 62) - 1) < np.uint64(_PLAUSIBLE_MFN)
-    return bool((plain | (entries == np.uint64(_ALL_ONES))).all())
+    """Tell 64-bit entries from pairs of 32-bit ones: no machine has frames that high.
+
+    Below a flag, all ones are no frame either: Linux marks what is no memory as identity as well.
+    """
+    frame = entries & np.uint64(_NO_FRAME)
+    nothing = (frame == np.uint64(_NO_FRAME)) & (entries != np.uint64(_NO_FRAME))
+    return bool(((frame < np.uint64(_PLAUSIBLE_MFN)) | nothing).all())
 
 
 def _plausible_narrow(entries: NDArray[np.uint32]) -> bool:
     """Tell 32-bit entries from other files: where they are flagged as identity, most of them name their own pfn."""
-    at = np.flatnonzero(entries >> np.uint32(30) == 1)
+    at = np.flatnonzero((entries >> np.uint32(30) == 1) & (entries != np.uint32((1 << 31) - 1)))
     named = (entries[at] & np.uint32((1 << 30) - 1)).astype(np.int64) == at
     return 2 * int(np.count_nonzero(named)) >= len(at)
 
@@ -328,10 +333,10 @@ def _encode(entries: NDArray[np.uint64], start: int, kind: MapKind) -> bytes:
 
 
 def _narrow(entries: NDArray[np.uint64]) -> NDArray[np.uint32]:
-    """Write 64-bit entries as 32-bit ones; the flag bits move down."""
-    frame = entries & np.uint64((1 << 62) - 1)
-    nothing = entries == np.uint64(_ALL_ONES)
+    """Write 64-bit entries as 32-bit ones; the flag bits move down, and all ones below them stay all ones."""
+    frame, flags = entries & np.uint64(_NO_FRAME), (entries >> np.uint64(62)) << np.uint64(30)
+    nothing = (frame == np.uint64(_NO_FRAME)) & (flags != 0)
     if (frame[~nothing] >= 1 << 30).any():
         raise MapError("a 32-bit map cannot hold mfns from 0x40000000 on")
-    flags = (entries >> np.uint64(62)) << np.uint64(30)
-    return np.where(nothing, np.uint64(0xFFFFFFFF), frame | flags).astype("<u4")
+    narrow: NDArray[np.uint64] = np.where(nothing, np.uint64((1 << 30) - 1), frame) | flags
+    return narrow.astype("<u4")

@@ -294,6 +294,25 @@ def test_32_bit_arrays_that_look_like_64_bit_ones() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "none"), [("u64", 0x7FFFFFFFFFFFFFFF), ("u32", 0x7FFFFFFF), ("npy", None), ("text", None)]
+)
+def test_an_identity_entry_without_a_frame(tmp_path: Path, kind: MapKind, none: int | None) -> None:
+    """As Linux has them, and as ``xen-mfndump`` printed one of a real guest; a real map, not one with few pages."""
+    text = put(tmp_path, b"0 0x3e000\n1 0x7fffffffffffffff\n2 0x8000000000012345\n3 0x3e001\n", "map.txt")
+    again = tmp_path / "again"
+    with FileSink(again) as sink:
+        write_map(read_map(text), sink, kind)
+        sink.commit()
+    if none is not None:
+        width = int(kind[1:]) // 8
+        assert int.from_bytes(again.read_bytes()[width : 2 * width], "little") == none
+    found = read_map(again)  # its kind is found out
+    assert as_dict(found) == {0: 0x3E000, 3: 0x3E001}
+    assert as_dict(found, "foreign") == {2: 0x12345}
+    assert list(as_dict(found, "identity")) == [1]
+
+
+@pytest.mark.parametrize(
     "data",
     [
         b" --- Dumping P2M for domain 1 ---\n" + b"\n" * 400_000,
