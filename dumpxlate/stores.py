@@ -286,6 +286,9 @@ class MapFit:
         aliases: pfns beyond the first on one machine frame.
         held: machine frames in the dump, those of the guest only where it is a part of a host's.
         unmapped: those that no pfn maps to.
+        foreign: pfns that show another domain's frame, which is no page of this guest.
+        identity: pfns that show the machine's own frame, a device's, or none.
+        invalid: pfns without any frame.
     """
 
     mapped: int
@@ -293,6 +296,9 @@ class MapFit:
     aliases: int
     held: int
     unmapped: int
+    foreign: int = 0
+    identity: int = 0
+    invalid: int = 0
 
     @property
     def fits(self) -> bool:
@@ -362,6 +368,9 @@ class RemappedStore:
             aliases=aliases,
             held=held.count if self._whole else found,
             unmapped=held.count - found if self._whole else 0,
+            foreign=self._frames.foreign.total,
+            identity=self._frames.identity.total,
+            invalid=self._frames.invalid,
         )
 
     def fetch(self, table: PageTable) -> PageBatch:

@@ -43,14 +43,18 @@ def _pages(report: dict[str, Any]) -> list[str]:
     return [*parts, f"{report['holes']:,} holes"]
 
 
+def _map(fit: Mapping[str, int]) -> str:
+    """Count what is special in a map, and what does not fit."""
+    special = [f"{fit[kind]:,} {kind}" for kind in ("foreign", "identity") if fit[kind]]
+    parts = [f"{fit['aliases']:,} aliases", *special, f"{fit['invalid']:,} without a page"]
+    return f"map: {', '.join(parts)}, {fit['missing']:,} mapped but missing, {fit['unmapped']:,} not mapped"
+
+
 def summary(report: dict[str, Any]) -> str:
     """Put a conversion into one line."""
     parts = _pages(report) if report["counted"] else ["records as they came, pages not counted"]
-    fit = report["fit"]
-    if fit:
-        parts.append(
-            f"map: {fit['aliases']:,} aliases, {fit['missing']:,} mapped but missing, {fit['unmapped']:,} not mapped"
-        )
+    if report["fit"]:
+        parts.append(_map(report["fit"]))
     done = report["rewritten"]
     if done:
         parts.append(f"{done['tables']:,} page tables of {done['address_spaces']:,} address spaces rewritten")

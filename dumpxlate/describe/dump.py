@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "describe_dump",
     "describe_file",
+    "describe_fit",
     "describe_formats",
     "describe_missing",
     "describe_p2m",
@@ -85,7 +86,7 @@ def describe_dump(dump: Dump, options: Sequence[str] = ()) -> dict[str, Any]:
         "vmcoreinfo": _vmcoreinfo(dump),
         "p2m": describe_p2m(dump.p2m) if dump.p2m and not _is_too_long(dump.p2m) else None,
         "p2m_methods": _methods(dump),
-        "fit": _fit(fit) if (fit := dump.fit()) else None,
+        "fit": describe_fit(dump.fit()),
         "blocks": [{"name": printable(name), "bytes": len(block)} for name, block in dump.blocks.items()],
         "xen_host": _xen_host(dump),
         "attributes": {
@@ -171,15 +172,9 @@ def _methods(dump: Dump) -> list[dict[str, Any]]:
     return [{"method": way.method, "applies": way.applies, "why": printable(way.why)} for way in ways(dump)]
 
 
-def _fit(fit: MapFit) -> dict[str, Any]:
-    return {
-        "mapped": fit.mapped,
-        "missing": fit.missing,
-        "aliases": fit.aliases,
-        "held": fit.held,
-        "unmapped": fit.unmapped,
-        "fits": fit.fits,
-    }
+def describe_fit(fit: MapFit | None) -> dict[str, Any] | None:
+    """Describe how a map and a dump fit, where one was applied."""
+    return asdict(fit) | {"fits": fit.fits} if fit else None
 
 
 def describe_file(dump: Dump) -> dict[str, Any]:
@@ -264,7 +259,7 @@ def describe_report(report: Report) -> dict[str, Any]:
         "damage": [printable(damage) for damage in report.damage],
         "remarks": [printable(remark) for remark in report.remarks],
         "missing": describe_missing(report.missing, report.page_size),
-        "fit": _fit(report.fit) if report.fit else None,
+        "fit": describe_fit(report.fit),
         "rewritten": _rewritten(report.rewritten) if report.rewritten else None,
     }
 

@@ -5,10 +5,9 @@ As in :mod:`dumpxlate.describe.dump`: shapes are versioned, addresses are hex st
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dumpxlate.describe.dump import describe_file, describe_missing, printable
+from dumpxlate.describe.dump import describe_file, describe_fit, describe_missing, printable
 from dumpxlate.pages import CodecId, PageState
 from dumpxlate.verify.pages import Outcome
 
@@ -122,7 +121,7 @@ def describe_check(dump: Dump, found: CheckReport) -> dict[str, Any]:
         ],
         "overlapping": found.overlapping,
         "repeated": found.repeated,
-        "fit": asdict(found.fit) | {"fits": found.fit.fits} if found.fit else None,
+        "fit": describe_fit(found.fit),
         "damage": [printable(line) for line in found.damage],
         "remarks": [printable(line) for line in found.remarks],
         "seconds": round(found.seconds, 3),

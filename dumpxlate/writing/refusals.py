@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     from dumpxlate.format import Writer
     from dumpxlate.stores import MapFit
 
-__all__ = ["lost_beside", "refuse_damage", "refuse_loss"]
+__all__ = ["lost_beside", "lost_by_map", "refuse_damage", "refuse_loss"]
 
 
 def lost_beside(writer: Writer, target: str | os.PathLike[str] | PipeSink) -> tuple[Loss, ...]:
     """Say what stands in the file beside the output, where there is no place beside it."""
     if isinstance(target, PipeSink) and isinstance(writer, Accompanied):
         return (Loss(writer.companion_holds, f"there is no place for {writer.companion_suffix} beside a pipe"),)
+    return ()
+
+
+def lost_by_map(fit: MapFit | None) -> tuple[Loss, ...]:
+    """Say what of the dump is left out since its map does not lead there; a few such pages are no reason to stop."""
+    if fit and fit.unmapped:
+        return (Loss(f"{fit.unmapped:,} pages of the dump", "no pfn of the map leads to them"),)
     return ()
 
 

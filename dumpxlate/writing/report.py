@@ -34,9 +34,9 @@ class Report:
         runs: runs of RAM, so that there are one fewer holes between them.
         bytes_written: size of the output.
         seconds: from the first page to the last.
-        losses: what the target could not carry.
+        losses: what the target could not carry, and what no pfn of the map leads to.
         damage: what the input lacked.
-        remarks: what is to be said of the output.
+        remarks: oddities of the input that were tolerated, and what is to be said of the output.
         missing: the pages that it lacked, or that did not decode.
         fit: how the p2m map and the dump fitted, where one was applied.
         page_size: bytes a page.
@@ -78,8 +78,6 @@ def completed(dump: Dump, pump: Pump, report: Report) -> Report:
     """Complete a report with what was counted."""
     ram, writer = dump.pages.ram, pump.writer
     excluded = pump.counts["excluded"] + ram.count - writer.pages.count
-    rewritten = _rewritten(dump)
-    said = writer.remarks if isinstance(writer, Remarking) else ()
     return replace(
         report,
         pages_in=ram.count,
@@ -87,8 +85,8 @@ def completed(dump: Dump, pump: Pump, report: Report) -> Report:
         runs=len(ram.runs()[0]),
         page_size=dump.pages.page_size,
         damage=dump.defects,
-        remarks=said + (rewritten.remarks if rewritten else ()),
-        rewritten=rewritten,
+        remarks=dump.remarks + (writer.remarks if isinstance(writer, Remarking) else ()),
+        rewritten=_rewritten(dump),
         missing=missing_pages(dump.pages, pump.bad),
     )
 
