@@ -14,13 +14,12 @@ Names are imported when they are first used, so that the command line starts qui
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from dumpxlate.version import __version__
 
 if TYPE_CHECKING:
-    import os
-
     from dumpxlate import errors
     from dumpxlate.dump import Dump
     from dumpxlate.format import OpenOptions
@@ -64,10 +63,12 @@ def open(
 
     if p2m is None:
         return open_dump(paths, format, options)
+    from dataclasses import replace
+
     from dumpxlate.p2m.files import read_map
 
     frames = read_map(p2m, p2m_format)
-    return open_dump(paths, format, options).with_p2m(frames)
+    return replace(open_dump(paths, format, options).with_p2m(frames), consulted=(os.fspath(p2m),))
 
 
 def __getattr__(name: str) -> Any:

@@ -109,6 +109,7 @@ class Dump:
         attributes: what only this format has, for info to show.
         remarks: oddities of the file that were tolerated.
         damage: what is missing or broken, as far as opening the file shows it.
+        consulted: names of other files that told something of it: a map, symbols, a profile.
         memory: bytes and words at addresses of that space.
     """
 
@@ -128,6 +129,7 @@ class Dump:
     attributes: Mapping[str, int | str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     damage: tuple[str, ...] = ()
+    consulted: tuple[str, ...] = ()
     memory: PhysicalMemory = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +145,11 @@ class Dump:
     def name(self) -> str:
         """Name of the file, or of the first of several."""
         return self.sources[0].name if self.sources else "<dump>"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all files that were read, none of which may become an output."""
+        return (*(source.name for source in self.sources), *self.consulted)
 
     def with_p2m(self, p2m: P2M) -> Dump:
         """See a dump that is keyed by machine frames through a map; nothing is read or copied.
@@ -242,8 +249,11 @@ class Dump:
 
         Returns:
             Their bytes, uint8, shape (n, page_size). Pages without content are zero; ``states`` tells which.
+
+        Raises:
+            ValueError: one is no integer of 63 bits.
         """
-        wanted = np.asarray(pfn, np.int64)
+        wanted = _frame_numbers(pfn)
         out = np.empty((len(wanted), self.machine.page_size), np.uint8)
         read_pages(self.pages, wanted, out)
         return out
@@ -266,7 +276,7 @@ class Dump:
 
     def states(self, pfn: Int64s | list[int] | range) -> list[PageState]:
         """Tell what the dump knows of each page, without reading it."""
-        return [PageState(state) for state in self.pages.locate(np.asarray(pfn, np.int64)).state.tolist()]
+        return [PageState(state) for state in self.pages.locate(_frame_numbers(pfn)).state.tolist()]
 
     def close(self) -> None:
         """Close the files."""
@@ -280,3 +290,17 @@ class Dump:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _frame_numbers(pfn: Int64s | list[int] | range) -> Int64s:
+    """Make an array of what a caller has.
+
+    Raises:
+        ValueError: one is no integer of 63 bits.
+    """
+    given = np.asarray(pfn)
+    if not given.size:
+        return np.empty(0, np.int64)
+    if given.dtype.kind not in "iu" or given.ndim != 1 or given.max() >= 1 << 63:
+        raise ValueError("frame numbers are integers of 63 bits, in one row")
+    return given.astype(np.int64, copy=False)

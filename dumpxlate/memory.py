@@ -63,6 +63,8 @@ class PhysicalMemory:
         end = -(-(skip + length) // self.page_size)
         if end <= _FEW:
             return b"".join([self.page(first + number) for number in range(end)])[skip : skip + length]
+        if first + end > self._pages.ram.stop:
+            self.page(max(first, self._pages.ram.stop))  # which has no content: nothing is allocated for such a range
         content = self.read_pages(np.arange(first, first + end, dtype=np.int64))
         return content.reshape(-1)[skip : skip + length].tobytes()
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+import dumpxlate
+from dumpxlate import errors
 from tests.builders import xendump
 from tests.builders.guest import small_guest
 from tests.readers import vmcore_pages
@@ -177,6 +179,7 @@ def test_p2m_show_and_convert(cli: Cli, p2m: Path, tmp_path: Path) -> None:
         assert cli("p2m", "convert", p2m, name).returncode == 0
         assert json.loads(cli("p2m", "show", "--json", name).stdout) == shown
     assert (tmp_path / "a.bin").read_bytes() == p2m.read_bytes()
+    assert cli("p2m", "convert", p2m, "-", text=False).stdout == p2m.read_bytes()
 
 
 def test_formats(cli: Cli) -> None:
@@ -278,7 +281,7 @@ def test_no_permission_as_somebody_else(cli: Cli, tmp_path: Path, dump: Path) ->
         [sys.executable, "-c", command, "info", str(dump)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
-    assert done.stdout == f"dumpxlate: {dump}: permission denied\n"
+    assert done.stdout == f"dumpxlate: {dump}: permission denied\n"  # and not how click says it, in four lines
 
 
 def test_unknown_content(cli: Cli, tmp_path: Path) -> None:
@@ -322,12 +325,74 @@ def test_output_is_the_input(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) ->
     only(tmp_path, "xen.core", "map.bin", "soft", "hard")
 
 
+def test_output_is_another_input(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    """Whatever was read: the map, the kernel's symbols, VMCOREINFO, and what goes beside a raw image."""
+    (tmp_path / "info").write_text("OSRELEASE=6.1\n")
+    (tmp_path / "symbols").write_text("ffffffff81000000 T _text\n")
+    (tmp_path / "out.dxmap").symlink_to(p2m)
+    whole = ["convert", dump, "--p2m", p2m, "--vmcoreinfo", "info", "--symbols", "symbols", "--force", "-t", "elf"]
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("map.bin", "info", "symbols"):
+        refused(cli(*whole, "-o", name), 2, f"{name}: is the input")
+        refused(cli(*whole, "-o", "out", "--report", name), 2, f"{name}: is the input")
+    refused(cli(*whole, "-o", "out", "-t", "raw", "--allow-loss"), 2, "out.dxmap: is the input")
+    refused(cli("p2m", "extract", dump, "--symbols", "symbols", "-o", "symbols", "--force"), 2, "symbols")
+    with dumpxlate.open(dump, p2m=p2m) as opened, pytest.raises(errors.OutputError, match="is the input"):
+        dumpxlate.convert(opened, p2m, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_report_is_the_output(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    whole = ["convert", dump, "--p2m", p2m, "-o", "out", "--force"]
+    refused(cli(*whole, "--report", "./out"), 2, "out: is the output itself")
+    refused(cli(*whole, "--report", "out.2", "--split", "2", "-t", "kdump"), 2, "out.2: is the output itself")
+    refused(cli("convert", dump, "--p2m", p2m, "-o", "-", "--report", "-"), 2, "<stdout>: cannot take both")
+    only(tmp_path, "xen.core", "map.bin")
+    done = cli(*whole, "--report", "-")
+    assert json.loads(done.stdout)["pages_in"] == len(GUEST.pages)
+
+
+def test_what_a_conversion_says_of_its_input(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    """Registers that cannot be where the header has them: what info remarks is said when it matters, too."""
+    content = bytearray(dump.read_bytes())
+    struct.pack_into("<I", content, 4, 0)  # xch_nr_vcpus
+    dump.write_bytes(content)
+    done = cli("convert", dump, "--p2m", p2m, "-o", "out", "--report", "report")
+    remarks = json.loads(cli("info", "--json", dump).stdout)["remarks"]
+    assert remarks
+    assert json.loads((tmp_path / "report").read_text())["remarks"] == remarks
+    assert done.stderr.splitlines()[:-1] == remarks
+
+
+def test_pages_that_the_map_leaves_out_are_lost(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
+    entries = np.fromfile(p2m, "<u8")
+    mapped = np.flatnonzero(entries != np.uint64(2**64 - 1))
+    entries[mapped[:2]] = 2**64 - 1
+    entries.tofile(tmp_path / "few")
+    done = cli("convert", dump, "--p2m", "few", "-o", "out", "--report", "report")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[0] == "lost: 2 pages of the dump (no pfn of the map leads to them)"
+    assert "nothing lost" not in done.stderr
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["fit"]["invalid"] == len(entries) - len(mapped) + 2
+    entries[:] = np.arange(len(entries)) + (1 << 30)
+    entries.tofile(tmp_path / "none")
+    done = cli("convert", dump, "--p2m", "none", "-o", "out", "--force", "--allow-loss")
+    assert f"lost: {len(mapped):,} pages of the dump" in done.stderr
+
+
 def test_output_that_cannot_be(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
     (tmp_path / "folder").mkdir()
     refused(cli("convert", dump, "--p2m", p2m, "-o", "folder", "--force"), 2, "not a regular file")
     refused(cli("convert", dump, "--p2m", p2m, "-o", "absent/out"), 2, "absent")
+    for name in ("", "absent/"):
+        refused(cli("convert", dump, "--p2m", p2m, "-o", name), 2, "is not the name of a file")
+    refused(cli("convert", "", "-o", "out"), 2, "'': no such file")
     refused(cli("convert", dump, "--p2m", p2m, "-o", "out", "-t", "nonsense"), 2, "no format is called 'nonsense'")
     refused(cli("convert", dump, "-f", "nonsense", "-o", "out"), 2, "no format is called 'nonsense'")
+    if os.getuid():
+        (tmp_path / "folder").chmod(0o500)
+        refused(cli("convert", dump, "--p2m", p2m, "-o", "folder/out"), 2, "folder: permission denied")
     only(tmp_path, "xen.core", "map.bin", "folder")
 
 
@@ -351,7 +416,7 @@ def test_real_full_disk(cli: Cli, dump: Path, p2m: Path, tmp_path: Path) -> None
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", mount], capture_output=True).returncode:
         pytest.skip("no right to mount a small tmpfs")
     try:
-        refused(cli("convert", dump, "--p2m", p2m, "-o", mount / "out"), 2, "no space left on device")
+        refused(cli("convert", dump, "--p2m", p2m, "-o", mount / "out"), 2, "out: no space left on device")
         only(mount)
     finally:
         subprocess.run(["umount", mount], check=True)
@@ -374,6 +439,21 @@ def test_interrupted(tmp_path: Path, number: signal.Signals, code: int) -> None:
     assert process.returncode == code
     assert "Traceback" not in words
     only(tmp_path, "huge", "map")
+
+
+def test_interrupted_while_it_starts() -> None:
+    """There is nothing to tidy up and nothing to say yet."""
+    command = """if True:
+        import os, signal, sys
+        class Interrupting:
+            def find_spec(self, name, path, target=None):
+                if name == "dumpxlate.cli.app":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupting())
+        from dumpxlate.cli import main
+        main()"""
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_terminal_is_refused_for_binary(dump: Path, p2m: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_disk_that_fails_behind_the_token(tmp_path: Path, source: Path, when: 
         tmp_path, source, "-o", "out", "--to", "elf", "--threads", "2", trouble=FULL.format(when=when)
     )
     assert (code, told["shared"]) == (2, [])
-    assert words == "dumpxlate: no space left on device\n"
+    assert words == "dumpxlate: out: no space left on device\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["told"]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["main"]
 
@@ -23,8 +25,9 @@ def main() -> None:
         atexit.register(_end, code)
     # numpy starts a thread a processor for linear algebra, which nothing here is; they spin when they are made.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from dumpxlate.cli.app import application
-    from dumpxlate.cli.guard import catch_termination, open_streams, written
+    with _quiet_imports():
+        from dumpxlate.cli.app import application
+        from dumpxlate.cli.guard import catch_termination, open_streams, written
 
     open_streams()
     catch_termination()
@@ -35,6 +38,16 @@ def main() -> None:
         if isinstance(end.code, int):
             code.append(end.code)
         raise
+
+
+@contextlib.contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """Let Ctrl-C just end the process: there is nothing to tidy up yet, and nobody to report an exception."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _end(code: Sequence[int]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -13,7 +14,7 @@ import typer
 
 from dumpxlate.cli.groups import Group, grouped
 from dumpxlate.cli.guard import EXIT_INCOMPLETE, EXIT_NO, guarded, say
-from dumpxlate.cli.options import BadPagesName, Force, Input, ShowProgress, Threads, number, output
+from dumpxlate.cli.options import BadPagesName, Force, Input, ShowProgress, Threads, number, output, piece
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
@@ -137,13 +138,16 @@ def convert(
     dask: Annotated[
         str | None, typer.Option("--dask", metavar="ADDRESS", help="Have a Dask cluster write the files of a set.")
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write a report as JSON to this file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write a report as JSON to this file; - is stdout.")
+    ] = None,
 ) -> None:
     """Write a dump in another format."""
     from dumpxlate.describe.dump import describe_report
     from dumpxlate.registry import format_for
 
-    with _report_to(report, sources, force=conduct.force) as write_report:
+    read = [*(piece(name)[0] for name in sources), *inputs.files(), *([vmcoreinfo] if vmcoreinfo else [])]
+    with _report_to(report, out, read, conduct) as write_report:
         if dask:
             described = _on_cluster(dask, out, conduct)
         else:
@@ -201,24 +205,52 @@ def _in_one_pass(work: _Work, inputs: Input, progress: Callable[[Progress], None
 
 @contextlib.contextmanager
 def _report_to(
-    path: Path | None, inputs: list[str], *, force: bool
+    path: Path | None, out: str, inputs: list[str], conduct: Conduct
 ) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Open a report's file before the conversion begins: hours later is too late to hear that it exists."""
+    """Open a report's file before the conversion begins: hours later is too late to hear that it exists.
+
+    Raises:
+        OutputError: it exists, or is an input or an output of the command.
+    """
+    from dumpxlate.errors import OutputError
+
     if path is None:
         yield lambda _: None
+        return
+    if str(path) == "-":
+        from dumpxlate.cli.render import show_json
+
+        if out == "-":
+            raise OutputError("cannot take both the dump and the report", path="<stdout>")
+        yield lambda described: show_json(_one_or_all(described))
         return
     import json
 
     from dumpxlate.io.sink import FileSink
 
-    with FileSink(path, overwrite=force, inputs=inputs) as sink:
+    if os.path.realpath(path) in {os.path.realpath(each) for each in _outputs(out, conduct)}:
+        raise OutputError("is the output itself", path=str(path))
+    with FileSink(path, overwrite=conduct.force, inputs=inputs) as sink:
 
         def write(described: list[dict[str, Any]]) -> None:
-            content = described[0] if len(described) == 1 else described
-            sink.append([json.dumps(content, indent=2).encode() + b"\n"])
-            sink.commit()
+            try:
+                sink.append([json.dumps(_one_or_all(described), indent=2).encode() + b"\n"])
+                sink.commit()
+            except OSError as error:
+                error.add_note(f"{out} is complete, and only the report of it is not there")
+                raise
 
         yield write
+
+
+def _one_or_all(described: list[dict[str, Any]]) -> Any:
+    """Give what a report holds: an object, or a list of them for a set."""
+    return described[0] if len(described) == 1 else described
+
+
+def _outputs(out: str, conduct: Conduct) -> list[str]:
+    """Name the files that a command line writes."""
+    return [out] if conduct.split is None else [f"{out}.{part}" for part in range(1, conduct.split + 1)]
 
 
 def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]]:
@@ -236,7 +268,7 @@ def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]
     if conduct.resume:
         # A worker that only seems lost may still write what another one would go on in.
         raise ValueError("--dask has a part that was lost written anew by another worker: leave --resume out")
-    for path in (Path(f"{out}.{part}") for part in range(1, conduct.split + 1)):
+    for path in map(Path, _outputs(out, conduct)):
         if path.exists() and not conduct.force:
             raise OutputError("exists (use --force to replace it)", path=str(path))
     words = without(sys.argv[1:], "--dask", "--report", "--progress")
@@ -280,7 +312,7 @@ def _supplied(
             info = VmCoreInfo.from_bytes(file.read(MAX_BYTES))
         if info.release is None:
             raise ValueError(f"{vmcoreinfo}: is no VMCOREINFO: no line OSRELEASE=, expected the kernel's text")
-        return with_vmcoreinfo(dump, info)
+        return replace(with_vmcoreinfo(dump, info), consulted=(*dump.consulted, vmcoreinfo))
     if dump.vmcoreinfo:
         say(printable(f"{dump.name}: has VMCOREINFO already, memory was not searched"))
         return dump

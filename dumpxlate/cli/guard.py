@@ -142,7 +142,7 @@ def _words(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError) and not isinstance(error, errors.DumpxlateError):
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{error.filename or repr('')}: " if error.filename is not None else ""
         return f"{where}{(error.strerror or str(error)).lower()}"
     return str(error)
 

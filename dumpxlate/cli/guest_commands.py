@@ -12,6 +12,7 @@ from dumpxlate.cli.options import AsJson, Files, Force, Input, ShowProgress, Thr
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from dumpxlate.dump import Cpu, Dump
@@ -90,7 +91,7 @@ def vmcoreinfo(
             raise typer.Exit(EXIT_NO)
         described = describe_vmcoreinfo(dump, info, found)
     if out:
-        _write(info.text, output(out), force=force, inputs=files)
+        _write(info.text, output(out), force=force, inputs=dump.files)
         where = f"in memory at {described['address']}" if found else "in the file"
         say(printable(f"{out}: {described['bytes']:,} bytes, found {where}"))
     if as_json:
@@ -99,7 +100,7 @@ def vmcoreinfo(
         show_vmcoreinfo(described)
 
 
-def _write(text: str, target: Path | PipeSink, *, force: bool, inputs: list[str]) -> None:
+def _write(text: str, target: Path | PipeSink, *, force: bool, inputs: Sequence[str]) -> None:
     """Write the text as the kernel wrote it."""
     from dumpxlate.io.sink import FileSink, PipeSink
 

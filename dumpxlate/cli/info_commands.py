@@ -20,7 +20,7 @@ __all__ = ["formats", "info"]
 @guarded
 @grouped
 def info(
-    files: Annotated[list[Path], typer.Argument(help="Dumps to describe.")],
+    files: Annotated[list[Path], typer.Argument(readable=False, help="Dumps to describe.")],
     inputs: Input,
     as_json: AsJson = False,
     together: Annotated[bool, typer.Option("--set", help="The files are parts of one split dump.")] = False,

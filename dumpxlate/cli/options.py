@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,6 +38,7 @@ __all__ = [
     "Threads",
     "number",
     "output",
+    "piece",
 ]
 
 
@@ -120,7 +122,9 @@ class Input(Group):
     p2m_format: MapKind = None
     symbols: Annotated[
         Path | None,
-        typer.Option("--symbols", metavar="FILE", help="The guest's vmlinux or System.map, to find its p2m by."),
+        typer.Option(
+            "--symbols", readable=False, metavar="FILE", help="The guest's vmlinux or System.map, to find its p2m by."
+        ),
     ] = None
     domain: Annotated[
         int | None,
@@ -128,7 +132,9 @@ class Input(Group):
     ] = None
     xen_syms: Annotated[
         Path | None,
-        typer.Option("--xen-syms", metavar="FILE", help="The hypervisor's symbols, to find a host's domains by."),
+        typer.Option(
+            "--xen-syms", readable=False, metavar="FILE", help="The hypervisor's symbols, to find a host's domains by."
+        ),
     ] = None
     missing: Annotated[
         MissingName, typer.Option("--missing", help="What memory is that the file has no bytes for.")
@@ -148,13 +154,19 @@ class Input(Group):
     ] = None
     qemu_binary: Annotated[
         Path | None,
-        typer.Option("--qemu-binary", help="Core of a QEMU process: the program, for its debug information."),
+        typer.Option(
+            "--qemu-binary", readable=False, help="Core of a QEMU process: the program, for its debug information."
+        ),
     ] = None
     debug_file: Annotated[
-        Path | None, typer.Option("--debug-file", help="Core of a QEMU process: file with QEMU's debug information.")
+        Path | None,
+        typer.Option(
+            "--debug-file", readable=False, help="Core of a QEMU process: file with QEMU's debug information."
+        ),
     ] = None
     profile: Annotated[
-        Path | None, typer.Option("--profile", help="Core of a QEMU process: what qemu-profile made of that.")
+        Path | None,
+        typer.Option("--profile", readable=False, help="Core of a QEMU process: what qemu-profile made of that."),
     ] = None
     ram_block: Annotated[
         list[str] | None,
@@ -177,7 +189,7 @@ class Input(Group):
         from dumpxlate.cli.find_p2m import method_of, names_dump, with_found_map
         from dumpxlate.format import OpenOptions
 
-        pieces = [_piece(str(name)) for name in names]
+        pieces = [piece(str(name)) for name in names]
         addresses = tuple(address for _, address in pieces if address is not None)
         if addresses and len(addresses) != len(pieces):
             raise ValueError("give an address for every piece of memory, or for none: FILE@ADDRESS")
@@ -202,11 +214,21 @@ class Input(Group):
         )
         try:
             if self.domain is not None:
-                return dump.domain(self.domain, self.xen_syms)
-            return with_found_map(dump, within, self.symbols) if within else dump
+                dump = dump.domain(self.domain, self.xen_syms)
+            elif within:
+                dump = with_found_map(dump, within, self.symbols)
+            return replace(dump, consulted=self.files())
         except BaseException:
             dump.close()
             raise
+
+    def files(self) -> tuple[str, ...]:
+        """Name the files beside the dump that tell something of it."""
+        from dumpxlate.cli.find_p2m import names_dump
+
+        p2m = None if names_dump(self.p2m) else self.p2m
+        named = (p2m, self.symbols, self.xen_syms, self.qemu_binary, self.debug_file, self.profile)
+        return tuple(str(each) for each in named if each)
 
     def _qemu(self) -> QemuHints | None:
         """Give what the user said of the build of QEMU, or nothing."""
@@ -233,7 +255,7 @@ def _ram(text: str) -> RamHint:
     return RamHint(start, length, host)
 
 
-def _piece(name: str) -> tuple[str, int | None]:
+def piece(name: str) -> tuple[str, int | None]:
     """Cut FILE@ADDRESS; a file that really has such a name wins."""
     path, at, address = name.rpartition("@")
     if not at or Path(name).exists():
@@ -248,12 +270,14 @@ def output(name: str) -> Path | PipeSink:
     """Give the path to write to, or stdout as a pipe.
 
     Raises:
-        OutputError: stdout is a terminal.
+        OutputError: stdout is a terminal, or the name that of a folder.
     """
     from dumpxlate.errors import OutputError
     from dumpxlate.io.sink import PipeSink
 
     if name != "-":
+        if not name or name.endswith(os.sep):
+            raise OutputError("is not the name of a file", path=name or repr(name))
         return Path(name)
     if sys.stdout.isatty():
         raise OutputError("is a terminal, and a dump is binary: redirect it, or give -o FILE", path="<stdout>")

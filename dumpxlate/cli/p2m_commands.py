@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dumpxlate.cli.guard import EXIT_NO, guarded, say
-from dumpxlate.cli.options import AsJson, Force, MapKind, MapKindName, ShowProgress, Threads
+from dumpxlate.cli.options import AsJson, Force, MapKind, MapKindName, ShowProgress, Threads, output
 from dumpxlate.cli.progress import ProgressStyle, show_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dumpxlate.dump import Dump
     from dumpxlate.p2m.map import P2M
@@ -25,7 +25,8 @@ p2m_app = typer.Typer(help="Find p2m maps in dumps, look at them, check them, co
 DumpFile = Annotated[str, typer.Argument(metavar="DUMP", help="The dump of a paravirtual guest.")]
 FromFormat = Annotated[str | None, typer.Option("--from", "-f", help="Format of the dump; found out if not given.")]
 SymbolsFile = Annotated[
-    Path | None, typer.Option("--symbols", metavar="FILE", help="The guest's vmlinux or System.map, for tree.")
+    Path | None,
+    typer.Option("--symbols", readable=False, metavar="FILE", help="The guest's vmlinux or System.map, for tree."),
 ]
 ToKind = Annotated[MapKindName | None, typer.Option("--to", "-t", help="Kind to write; else by the suffix, else u64.")]
 
@@ -33,7 +34,7 @@ ToKind = Annotated[MapKindName | None, typer.Option("--to", "-t", help="Kind to 
 @p2m_app.command("show")
 @guarded
 def p2m_show(
-    path: Annotated[Path, typer.Argument(metavar="MAP", help="The map.")],
+    path: Annotated[Path, typer.Argument(metavar="MAP", readable=False, help="The map.")],
     kind: MapKind = None,
     as_json: AsJson = False,
 ) -> None:
@@ -52,8 +53,8 @@ def p2m_show(
 @p2m_app.command("convert")
 @guarded
 def p2m_convert(
-    source: Annotated[Path, typer.Argument(metavar="A", help="The map to read.")],
-    target: Annotated[Path, typer.Argument(metavar="B", help="The map to write.")],
+    source: Annotated[Path, typer.Argument(metavar="A", readable=False, help="The map to read.")],
+    target: Annotated[str, typer.Argument(metavar="B", help="The map to write; - is stdout.")],
     kind: MapKind = None,
     to: ToKind = None,
     force: Force = False,
@@ -68,7 +69,7 @@ def p2m_convert(
 @guarded
 def p2m_extract(
     dump_file: DumpFile,
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="MAP", help="The map to write.")],
+    out: Annotated[str, typer.Option("--output", "-o", metavar="MAP", help="The map to write; - is stdout.")],
     method: Annotated[
         str,
         typer.Option("--method", "-m", help="sections, shared-info, tree or search; else the first that leads there."),
@@ -91,7 +92,8 @@ def p2m_extract(
     with dumpxlate.open(dump_file, format=format) as dump:
         with show_progress(progress) as callback:
             found = find_in(dump, method, symbols, allow_misfit=allow_loss, progress=callback, threads=threads)
-        _write(found.p2m, out, to, force=force, inputs=[source.name for source in dump.sources])
+        told = [str(symbols)] if symbols else []
+        _write(found.p2m, out, to, force=force, inputs=[*dump.files, *told])
 
 
 @p2m_app.command("check")
@@ -134,12 +136,13 @@ def _named_map(
     return read_map(name, kind.value if kind else None)
 
 
-def _write(p2m: P2M, target: Path, to: MapKindName | None, *, force: bool, inputs: list[str]) -> None:
-    """Write a map to a file."""
-    from dumpxlate.io.sink import FileSink
+def _write(p2m: P2M, name: str, to: MapKindName | None, *, force: bool, inputs: Sequence[str]) -> None:
+    """Write a map to a file, or to stdout."""
+    from dumpxlate.io.sink import FileSink, PipeSink
     from dumpxlate.p2m.files import kind_for, write_map
 
-    with FileSink(target, overwrite=force, inputs=inputs) as sink:
-        write_map(p2m, sink, to.value if to else kind_for(target))
+    target = output(name)
+    with target if isinstance(target, PipeSink) else FileSink(target, overwrite=force, inputs=inputs) as sink:
+        write_map(p2m, sink, to.value if to else kind_for(name))
         sink.commit()
-    say(f"{target}: {p2m.runs.total:,} pages of {p2m.size:,} entries")
+    say(f"{name}: {p2m.runs.total:,} pages of {p2m.size:,} entries")

@@ -15,7 +15,9 @@ __all__ = ["qemu_profile"]
 
 @guarded
 def qemu_profile(
-    program: Annotated[Path, typer.Argument(metavar="FILE", help="QEMU, or the file with its debug information.")],
+    program: Annotated[
+        Path, typer.Argument(metavar="FILE", readable=False, help="QEMU, or the file with its debug information.")
+    ],
     out: Annotated[str, typer.Option("--output", "-o", help="The profile; - for stdout.")] = "-",
     force: Force = False,
 ) -> None:

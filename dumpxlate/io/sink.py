@@ -34,6 +34,8 @@ SHORTEST_HOLE = 16 << 10
 """Shorter runs of zeros are written: an extent of the file system costs more than they do."""
 _SHORT_ZEROS = np.zeros(SHORTEST_HOLE, np.uint8)
 
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 _FEW = 4
 """Up to so many pieces are written one by one."""
 
@@ -279,6 +281,7 @@ class FileSink:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _name_target(value, str(self.path))
         try:
             self.abort()
         except OSError as error:
@@ -306,6 +309,12 @@ def _refuse_bad_target(name: str, overwrite: bool, inputs: Sequence[str | os.Pat
         raise OutputError("exists and is not a regular file (use -o - to write to a pipe)", path=name)
     if not overwrite:
         raise OutputError("exists (use --force to replace it)", path=name)
+
+
+def _name_target(error: BaseException | None, name: str) -> None:
+    """Put the target's name into an error of writing, as that of a full disk: the kernel names none."""
+    if isinstance(error, OSError) and error.errno in _OF_WRITING and not error.filename:
+        error.filename = name
 
 
 def _is_same(path: Path, other: str | os.PathLike[str]) -> bool:
@@ -372,3 +381,4 @@ class PipeSink:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the stream to its owner."""
+        _name_target(value, self.name)

@@ -69,6 +69,8 @@ class Temporary:
                 self._open_named(name or fresh_name(target), reuse=reuse or keep)
             os.fchmod(self.fd, _MODE)  # a umask may have taken away more
         except BaseException as error:
+            if isinstance(error, OSError) and error.filename == ".":
+                error.filename = str(target.parent)
             if keep and self.path:
                 error.add_note(f"{self.path} stays: remove it if it is not wanted")
             self.discard()

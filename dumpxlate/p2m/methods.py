@@ -212,7 +212,7 @@ def _keyed_by_mfn(dump: Dump) -> str:
 def _sections_apply(task: _Task) -> tuple[bool, str]:
     dump = task.dump
     if dump.p2m is not None:
-        return True, f"the {dump.format} file has the map"
+        return True, f"the {dump.format} file has the map, or it was given"
     if dump.saved_p2m is not None:
         return True, "the file lists the pages of the p2m, as it was when the guest was saved"
     if not dump.machine.paravirtual and dump.space is Space.PHYSICAL:

@@ -100,7 +100,8 @@ def open_destination(
         OutputError: the target exists, is the input, or is no regular file.
     """
     if isinstance(target, PipeSink):
-        yield Destination(target, _wrapped(target) if flattened else target)
+        with target:
+            yield Destination(target, _wrapped(target) if flattened else target)
         return
     partial, keep, again = (named.name, named.keep, named.again) if named else (None, False, False)
     with contextlib.ExitStack() as open_files:
@@ -110,7 +111,8 @@ def open_destination(
         if isinstance(writer, Accompanied):
             suffix = writer.companion_suffix
             name = partial and partial + suffix
-            companion = FileSink(f"{os.fspath(target)}{suffix}", overwrite=overwrite or again, partial=name, reuse=keep)
+            beside = f"{os.fspath(target)}{suffix}"
+            companion = FileSink(beside, overwrite=overwrite or again, inputs=inputs, partial=name, reuse=keep)
             open_files.enter_context(companion)
             companion.go_on(0)  # an earlier run may have left one
         yield Destination(outer, _wrapped(outer) if flattened else outer, companion)

@@ -37,7 +37,7 @@ class XenDumpFormat:
 
     name = "xendump"
     title = "old Xen dump (xc_core_header, before Xen 3.1)"
-    suffixes: tuple[str, ...] = ()
+    suffixes = (".xendump",)
     writes = True
     options: tuple[str, ...] = ()
     codecs = ("none",)

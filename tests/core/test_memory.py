@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -59,6 +59,18 @@ def test_what_is_not_there_is_said(dump: dumpxlate.Dump) -> None:
             assert (caught.value.pfn, caught.value.state) == (pfn, state)
         with pytest.raises(ValueError, match="cannot read 4 bytes at -1"):
             dump.read(-1, 4)
+
+
+def test_a_range_far_beyond_memory_is_not_allocated(dump: dumpxlate.Dump) -> None:
+    with pytest.raises(PageUnavailableError):
+        dump.read(0, 1 << 62)
+
+
+@pytest.mark.parametrize("pfns", [[0.5], [1 << 63], [[0]], ["0"]])
+def test_what_is_no_frame_number(dump: dumpxlate.Dump, pfns: list[Any]) -> None:
+    for ask in (dump.read_pages, dump.states):
+        with pytest.raises(ValueError, match="frame numbers are integers"):
+            ask(pfns)
 
 
 def test_only_so_many_groups_are_remembered(dump: dumpxlate.Dump, monkeypatch: pytest.MonkeyPatch) -> None:
