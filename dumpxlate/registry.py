@@ -15,6 +15,7 @@ from dumpxlate.errors import (
     AmbiguousFormatError,
     DumpxlateError,
     FormatError,
+    OutputError,
     UnknownFormatError,
     UnsupportedFeatureError,
 )
@@ -44,6 +45,8 @@ __all__ = [
 
 GROUP = "dumpxlate.formats"
 """Entry point group through which other distributions add formats."""
+
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".lzo")
 
 _NESTING = 4
 """Containers within containers that are opened: a real dump has two at most (flattened, then compressed)."""
@@ -149,8 +152,15 @@ def find_wrapper(name: str) -> Wrapper:
 
 
 def format_for(path: str | os.PathLike[str]) -> str:
-    """Choose what to write by a file's suffix; ELF, which most tools read, where the suffix says nothing."""
+    """Choose what to write by a file's suffix; ELF, which most tools read, where the suffix says nothing.
+
+    Raises:
+        OutputError: the suffix promises a compressed file, which no writer makes.
+    """
     name = os.fspath(path).lower()
+    if name.endswith(_PACKED):
+        why = "is the name of a packed file, which no output is: pack what comes out of -o -, or give --to"
+        raise OutputError(why, path=os.fspath(path))
     return next((format.name for format in all_formats() if format.writes and name.endswith(format.suffixes)), "elf")
 
 

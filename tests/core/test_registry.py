@@ -19,6 +19,7 @@ from dumpxlate.errors import (
     CorruptDumpError,
     DumpxlateError,
     FormatError,
+    OutputError,
     UnknownFormatError,
     UnsupportedFeatureError,
 )
@@ -136,6 +137,12 @@ def test_a_suffix_chooses_what_to_write(install: Callable[..., None], path: str,
         Stub("none", writes=True),
     )
     assert registry.format_for(path) == format
+
+
+@pytest.mark.parametrize("path", ["vmcore.gz", "guest.lime.XZ", "a.kdump.zst"])
+def test_a_suffix_that_would_lie(path: str) -> None:
+    with pytest.raises(OutputError, match="is the name of a packed file"):
+        registry.format_for(path)
 
 
 def test_the_most_certain_claim_wins(install: Callable[..., None]) -> None:
