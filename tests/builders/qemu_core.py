@@ -82,16 +82,23 @@ PROCESSORS = {
     "riscv64": "gpr 32x8, gprh 32x8, pc 8, load_res 8, stvec 8",
     "loongarch64": "gpr 32x8, pc 8",
 }
+BACK = ("next.le_prev", "next.tqe_prev")
+"""What a block's pointer to that of the block before it, or to the list's head, is called."""
 VARIABLES = ("address_space_memory", "ram_list", "cpus", "vmcoreinfo_state", "kvm_allowed")
 
 
 @dataclass
 class Block:
-    """A RAM block and its bytes; ``mapped`` False: excluded from the core, as dump-guest-core=off has it."""
+    """A RAM block and its bytes.
+
+    ``mapped`` False: excluded from the core, as dump-guest-core=off has it; ``listed`` False: as gdb has it then,
+    without a program header.
+    """
 
     name: str
     data: bytes
     mapped: bool = True
+    listed: bool = True
     host: int = 0
     at: int = 0
     offset: int = 0
@@ -209,6 +216,7 @@ def build(
     first_page: bool = True,
     stack: bool = True,
     auxv: dict[int, int | None] | None = None,
+    more: Sequence[elf.Segment] = (),
     **options: Any,
 ) -> Core:
     """A core.
@@ -225,6 +233,7 @@ def build(
         circle: "cpus" or "blocks": a list whose last element leads to its first.
         first_page: whether the program's first page, with its build id, is in the core.
         auxv: values of the auxiliary vector that are others; None where there is none.
+        more: other memory of the process.
         options: of ``elf.build``.
     """
     bases, pointer = BASES[bits], bits // 8
@@ -243,12 +252,18 @@ def build(
     )
     data.put(space, shapes["AddressSpace"][0]["current_map"], view)
     heads = {name: place for name, place in shapes["RAMList"][0].items() if name.endswith("h_first")}
-    data.put(blocks_at, next(iter(heads.values())), first_block)
+    head = next(iter(heads.values()))
+    data.put(blocks_at, head, first_block)
+    if first_block and circle != "blocks":
+        back = next(place for name, place in shapes["RAMBlock"][0].items() if name in BACK)
+        heap.put(first_block, back, blocks_at + head[0])
     data.put(cpu_head, (0, pointer), cpus)
     data.put(device, (0, pointer), _device(heap, shapes, vmcoreinfo))
     data.put(kvm_at, (0, 1), kvm)
     where = dict(zip(VARIABLES, (space, blocks_at, cpu_head, device, kvm_at), strict=True))
-    body = _core(bases, bits, order, all_blocks, heap, data, program, words, first_page, stack, auxv or {}, options)
+    body = _core(
+        bases, bits, order, all_blocks, heap, data, program, words, first_page, stack, auxv or {}, more, options
+    )
     return Core(
         body,
         _profile(shapes, where, bases["program"], bits, order, native),
@@ -261,7 +276,7 @@ def _blocks(heap: Heap, shapes: dict[str, Any], blocks: Sequence[Block], host: i
     places, size = shapes["RAMBlock"]
     offset = 0
     following = next(name for name in places if name in ("next.le_next", "next.tqe_next"))
-    back = next(name for name in places if name in ("next.le_prev", "next.tqe_prev"))
+    back = next(name for name in places if name in BACK)
     for number, block in enumerate(blocks):
         block.at, block.host, block.offset = heap.take(size), block.host or host, offset
         length = len(block.data)
@@ -408,6 +423,7 @@ def _core(
     first_page: bool,
     stack: bool,
     told: dict[int, int | None],
+    more: Sequence[elf.Segment],
     options: dict[str, Any],
 ) -> bytes:
     word = order + ("Q" if bits == 64 else "I")
@@ -438,7 +454,9 @@ def _core(
     loads += [
         elf.Segment(data=each.data if each.mapped else b"", vaddr=each.host, memsz=len(each.data), flags=6)
         for each in blocks
+        if each.listed
     ]
+    loads += more
     if stack:
         loads.append(elf.Segment(data=body.ljust(pointer * 1024, b"\0"), vaddr=bases["stack"], flags=6))
     options = {"align_data": PAGE, "align_notes": 4, **options}

@@ -269,15 +269,74 @@ class TestLooks:
         assert any("type pc (QEMU's default)" in remark for remark in dump.remarks)
 
     def test_nothing_but_memory(self) -> None:
-        """What coredump_filter leaves where it keeps shared mappings only."""
+        """What coredump_filter leaves where it keeps shared mappings only; the guard page behind it is no memory."""
         memory = b"".join(page(pfn) for pfn in range(512))
-        status = bytes(40) + b"qemu-system-x86\0" + b"qemu-system-x86_64 -display none".ljust(80, b"\0")
-        notes = [note("CORE", 3, status)]
-        loads = [elf.Segment(data=memory, vaddr=0x7F0000000000), elf.Segment(data=bytes(PAGE), vaddr=0x7F1000000000)]
-        dump = opened(elf.build(loads, notes))
+        loads = [writable(0x7F0000000000, memory), elf.Segment(data=b"", vaddr=0x7F0000200000, memsz=PAGE, flags=0)]
+        dump = opened(nothing_but([*loads, writable(0x7F1000000000, bytes(PAGE))]))
         assert ram_of(dump) == [(0, 512)]
         assert dump.read(7 * PAGE, PAGE) == page(7)
         assert any("found by size alone" in remark for remark in dump.remarks)
+        assert any("only shared memory is in the core: what the guest had beside it" in each for each in dump.remarks)
+
+    @pytest.mark.parametrize(
+        "loads",
+        [
+            pytest.param([(0x7F0000000000, 64 << 20, 64 << 20, 6)], id="area of malloc"),
+            pytest.param([(0x7F0000200000, 8 << 20, 8 << 20, 6), (0x7F1000000000, 9 << 20, 9 << 20, 6)], id="stacks"),
+            pytest.param([(0x7F0000200000, 8 << 20, 8 << 20, 7)], id="code"),
+            pytest.param([(0x7F0000200000, 8 << 20, 8 << 20, 4)], id="read-only"),
+            pytest.param([(0x7F0000200000, 2 << 20, 8 << 20, 6)], id="not all there"),
+            pytest.param([(0x7F0000200000, (8 << 20) + PAGE, (8 << 20) + PAGE, 6)], id="no whole MiB"),
+            pytest.param([(0x7F0000200000, 2 << 20, 2 << 20, 6), (0x7F0000400000, 6 << 20, 6 << 20, 0)], id="reserved"),
+        ],
+    )
+    def test_rather_nothing_than_a_guess(self, loads: list[tuple[int, int, int, int]]) -> None:
+        if loads[-1][3] == 0:  # a heap is there, too
+            loads = [*loads, (0x555600000000, 2 << 20, 2 << 20, 6)]
+        segments = [elf.Segment(data=bytes(held), vaddr=at, memsz=size, flags=flags) for at, held, size, flags in loads]
+        with pytest.raises(errors.UnsupportedFeatureError, match="no RAM block is found by its looks"):
+            opened(nothing_but(segments))
+
+    @pytest.mark.parametrize("release", qemu_core.RELEASES)
+    def test_memory_that_gdb_left_out(self, release: str) -> None:
+        """dump-guest-core=off: gdb lists no such mapping, and what is largest then is malloc's."""
+        blocks = [Block(name, bytes(4 * PAGE), listed=False) for name in ("pc.ram", "pc.bios")]
+        area = writable(0x7F1E5C000000, bytes(4 << 20))
+        core = qemu_core.build(GUEST, release=release, blocks=blocks, ranges=[], more=[area])
+        with pytest.raises(errors.UnsupportedFeatureError, match=r"no guest memory: 32,768 .*dump-guest-core=on"):
+            opened(core)
+
+    @pytest.mark.parametrize(("file", "advice"), [("/memfd:r (deleted)", "bit 1"), ("/dev/shm/ram", "bits 2 and 3")])
+    def test_files_that_gdb_left_out(self, file: str, advice: str) -> None:
+        blocks = [Block("ram", bytes(4 * PAGE), listed=False, file=file), Block("pc.bios", page(7) * 4)]
+        dump = opened(qemu_core.build(GUEST, blocks=blocks, ranges=[]))
+        (said,) = dump.damage
+        assert said.startswith("16,384 bytes of guest memory are not in the core")
+        assert advice in said
+        assert dump.read((1 << 32) - PAGE, PAGE) == page(7)
+
+    def test_block_that_nothing_leads_to(self) -> None:
+        """A block that was freed: no mapping, and no neighbour knows it."""
+        blocks = [Block("pc.ram", bytes(4 * PAGE), listed=False)]
+        core = qemu_core.build(GUEST, blocks=blocks, ranges=[])
+        data = core.data.replace(struct.pack("<Q", blocks[0].at), bytes(8))
+        with pytest.raises(errors.UnsupportedFeatureError, match="no RAM block is found by its looks"):
+            opened(data)
+
+    def test_list_in_a_circle(self) -> None:
+        blocks = [Block(name, bytes(4 * PAGE)) for name in ("pc.ram", "pc.rom", "pc.bios")]
+        core = qemu_core.build(GUEST, blocks=blocks, ranges=[])
+        first, second = (struct.pack("<Q", each.at) for each in blocks[:2])
+        (said,) = opened(core.data.replace(second, first)).damage
+        assert said == "the list of RAM blocks leads back into itself, behind 'pc.ram': others may be missing"
+
+    def test_list_that_is_broken(self) -> None:
+        blocks = [Block(name, bytes(4 * PAGE)) for name in ("pc.ram", "pc.rom", "pc.bios")]
+        core = qemu_core.build(GUEST, blocks=blocks, ranges=[])
+        data = core.data.replace(struct.pack("<Q", blocks[1].at), struct.pack("<Q", 0x1000))
+        assert any("the list of RAM blocks ends at host address 0x1000" in each for each in opened(data).damage)
+        data = core.data.replace(struct.pack("<Q", blocks[0].at), struct.pack("<Q", 0x1000))
+        assert any("the list of RAM blocks does not lead to the block" in each for each in opened(data).damage)
 
     def test_long_command_lines(self) -> None:
         words = (*("-device", "x" * 500) * 200, "-M", "virt,gic-version=3", "-append", "-machine q35")
@@ -744,6 +803,16 @@ class TestHostileCores:
                 dump.read_pages([0, 7, 1 << 20])
             except errors.DumpxlateError:
                 pass
+
+
+def writable(at: int, data: bytes) -> elf.Segment:
+    return elf.Segment(data=data, vaddr=at, flags=6)
+
+
+def nothing_but(loads: list[elf.Segment]) -> bytes:
+    """A core without memory of QEMU's own."""
+    status = bytes(40) + b"qemu-system-x86\0" + b"qemu-system-x86_64 -display none".ljust(80, b"\0")
+    return elf.build(loads, [note("CORE", 3, status)])
 
 
 def large_core() -> bytes:
