@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.formats.qemu_core.process import Process
     from dumpxlate.formats.qemu_core.ram import RamBlock
+    from dumpxlate.qemu.layout import GuestLayout
 
 __all__ = ["Inferred", "infer_ram"]
 
@@ -49,16 +50,16 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
         UnsupportedFeatureError: no RAM block is found, or the machine's layout is not known.
     """
     found, found_by, remarks = _find(process)
-    blocks = found.blocks
+    # Memory of passed-through devices has no name, and is no guest memory.
+    blocks = [block for block in found.blocks if block.name]
     if not machine and x86:
         machine, told = _any_pc(blocks), "pc and q35 are alike with so little memory"
     board = board_of(machine or "", [block.name for block in blocks])
     layout = lay_out(board, [Block(block.name, block.length) for block in blocks], below_4g=below_4g)
-    rows = [(each.start, each.length, blocks[each.block].host + each.offset) for each in layout.placements]
     evidence = (
         (
-            f"inferred, without debug information: {len(blocks)} RAM blocks, found by {found_by}, are laid out as on "
-            f"a machine of type {board.name} ({told})"
+            f"inferred, without debug information: {len(found.blocks)} RAM blocks, found by {found_by}, are laid out "
+            f"as on a machine of type {board.name} ({told})"
         ),
         *remarks,
         *layout.remarks,
@@ -66,7 +67,31 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
     attributes: dict[str, int | str] = {"board": board.name}
     if board.split:
         attributes["ram_below_4g"] = hex(layout.below_4g)
-    return Inferred(GuestRam.of(rows, blocks, found.damage), evidence, attributes)
+    rows, damage = _place(layout, blocks)
+    return Inferred(GuestRam.of(rows, found.blocks, (*found.damage, *damage)), evidence, attributes)
+
+
+def _place(layout: GuestLayout, blocks: Sequence[RamBlock]) -> tuple[list[tuple[int, int, int]], list[str]]:
+    """Give start, length and host address of each range, and say what memory has no place."""
+    rows: list[tuple[int, int, int]] = []
+    damage: list[str] = []
+    for each in layout.placements:
+        block = blocks[each.block]
+        inside = min(each.length, block.length - each.offset)
+        if inside > 0:
+            rows.append((each.start, inside, block.host + each.offset))
+        if inside < each.length:
+            damage.append(
+                f"{each.length - max(inside, 0):#x} bytes at {each.start + max(inside, 0):#x} lie behind the end of "
+                f"{block.name}, and are left out"
+            )
+    apart = [blocks[number].name for number in layout.unplaced if main_memory([blocks[number].name])]
+    if apart:
+        damage.append(
+            f"memory is left out whose address is not known without debug information: {', '.join(apart)} "
+            "(--debug-file, --profile or --ram-block)"
+        )
+    return rows, damage
 
 
 def _find(process: Process) -> tuple[BlockList, str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import lzma
 import struct
@@ -21,6 +22,7 @@ from dumpxlate.formats.qemu_core import FORMAT
 from dumpxlate.io.source import BytesSource, open_source
 from dumpxlate.pages import PageState
 from dumpxlate.qemu.hints import QemuHints, RamHint
+from dumpxlate.qemu.layout import lay_out
 from dumpxlate.qemu.profile import Profile
 from dumpxlate.registry import detect, open_dump, open_from
 from tests.builders import dwarf, elf, elf_cores, qemu_core
@@ -314,6 +316,37 @@ class TestLooks:
         assert said.startswith("16,384 bytes of guest memory are not in the core")
         assert advice in said
         assert dump.read((1 << 32) - PAGE, PAGE) == page(7)
+
+    def test_memory_that_was_plugged_in(self, tmp_path: Path) -> None:
+        """Where a DIMM lies is not in the blocks; what has no name is memory of a device."""
+        blocks = [Block("pc.ram", page(1) * 16), Block("dimm0", page(2) * 8), Block("", page(3) * 8)]
+        blocks += [Block("pc.bios", page(4) * 16), Block("/rom@etc/acpi/tables", bytes(PAGE))]
+        dump = opened(qemu_core.build(GUEST, blocks=blocks, ranges=[]))
+        (said,) = dump.damage
+        assert "memory is left out whose address is not known without debug information: dimm0 (--debug-file" in said
+        assert ram_of(dump) == [(0, 16), (0xFFFF0, 16)]
+        with pytest.raises(errors.DumpxlateError, match="dimm0"):
+            dumpxlate.convert(dump, tmp_path / "out", "elf")
+
+    def test_memory_of_devices_is_none(self) -> None:
+        blocks = [Block("ram0", page(1) * 16), Block("", page(3) * 8)]
+        dump = opened(qemu_core.build(GUEST, blocks=[*blocks, Block("pc.bios", page(4) * 16)], ranges=[]))
+        assert ram_of(dump) == [(0, 16), (0xFFFF0, 16)]
+        assert dump.damage == ()
+
+    def test_nothing_is_read_behind_a_block(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever the layout says: what follows a block in the process is none of the guest's."""
+
+        def too_long(*args: Any, **options: Any) -> Any:
+            found = lay_out(*args, **options)
+            first = dataclasses.replace(found.placements[0], length=40 * PAGE)
+            return dataclasses.replace(found, placements=(first, *found.placements[1:]))
+
+        monkeypatch.setattr("dumpxlate.formats.qemu_core.inferred.lay_out", too_long)
+        blocks = [Block("pc.ram", page(1) * 16), Block("pc.bios", page(4) * 16)]
+        dump = opened(qemu_core.build(GUEST, blocks=blocks, ranges=[]))
+        assert ram_of(dump) == [(0, 16), (0xFFFF0, 16)]
+        assert dump.damage == ("0x18000 bytes at 0x10000 lie behind the end of pc.ram, and are left out",)
 
     def test_block_that_nothing_leads_to(self) -> None:
         """A block that was freed: no mapping, and no neighbour knows it."""
