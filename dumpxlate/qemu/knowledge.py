@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dumpxlate.errors import UnsupportedFeatureError
+from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.io.source import open_source
 from dumpxlate.qemu.profile import PROFILE_LIMIT, Profile
 
@@ -67,4 +67,8 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
         OSError: it cannot be opened.
     """
     with open_source(path) as source:
-        return Profile.from_json(bytes(source.view(0, min(source.size, PROFILE_LIMIT))), source.name)
+        if source.size > PROFILE_LIMIT:
+            raise CorruptDumpError(
+                f"not a profile: {source.size:,} bytes, expected {PROFILE_LIMIT:,} at most", path=source.name
+            )
+        return Profile.from_json(bytes(source.view(0, source.size)), source.name)

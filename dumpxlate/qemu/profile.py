@@ -28,6 +28,8 @@ PROFILE_SCHEMA = "dumpxlate.qemu-profile/1"
 
 PROFILE_LIMIT = 1 << 20
 """Bytes of a profile: real ones have some 2,000."""
+_MESSAGE, _SHOWN = 120, 40
+"""Characters of an error, and of a value in it."""
 _OFFSET_LIMIT = 1 << 20
 _RANGE_LIMIT = 1 << 10
 """Bytes of a range of memory: real ones have 56 to 80, and there may be many."""
@@ -158,8 +160,10 @@ class Profile(NamedTuple):
 
         try:
             document: Any = json.loads(text)
+            if not isinstance(document, dict):
+                raise TypeError("no JSON object")
             if document["schema"] != PROFILE_SCHEMA:
-                raise ValueError(f"schema {document['schema']!r}, expected {PROFILE_SCHEMA!r}")
+                raise ValueError(f"schema {_shown(document['schema'])}, expected {PROFILE_SCHEMA!r}")
             made = cls(
                 build_id=_build_id(document["build_id"]),
                 entry=_address(document["entry"]),
@@ -175,7 +179,9 @@ class Profile(NamedTuple):
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             at = getattr(error, "pos", getattr(error, "start", 0))  # of what is no JSON, or no UTF-8
-            raise CorruptDumpError(f"not a profile: {error!r}", path=source, offset=at, what="QEMU profile") from error
+            raise CorruptDumpError(
+                f"not a profile: {_defect(error)}", path=source, offset=at, what="QEMU profile"
+            ) from None  # the error may hold all of the file, which may be a core with secrets
         made._check()
         return made
 
@@ -236,21 +242,40 @@ def _refuse_split(info: DebugInfo, source: str) -> None:
         )
 
 
+def _defect(error: Exception) -> str:
+    """Say in some words why something is no profile."""
+    if isinstance(error, UnicodeDecodeError):
+        return "no UTF-8 text"
+    if isinstance(error, KeyError):
+        return f"{_shown(error.args[0])} is missing"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    said = " ".join(str(error).split())
+    return said if len(said) <= _MESSAGE else f"{said[:_MESSAGE]}..."
+
+
+def _shown(value: object) -> str:
+    """Show the beginning of a value of any size."""
+    if isinstance(value, str):
+        value = value[:_SHOWN]
+    return repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
 def _bounded(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value < _OFFSET_LIMIT:
-        raise ValueError(f"{value!r} is no number from 0 to {_OFFSET_LIMIT - 1}")
+        raise ValueError(f"{_shown(value)} is no number from 0 to {_OFFSET_LIMIT - 1}")
     return value
 
 
 def _build_id(text: object) -> str | None:
     if text is None or (isinstance(text, str) and _BUILD_ID.fullmatch(text)):
         return text
-    raise ValueError(f"{text!r} is no build id")
+    raise ValueError(f"{_shown(text)} is no build id")
 
 
 def _address(text: object) -> int:
     if not isinstance(text, str) or not _HEX.fullmatch(text):
-        raise ValueError(f"{text!r} is no address")
+        raise ValueError(f"{_shown(text)} is no address")
     return int(text, 16)
 
 

@@ -755,6 +755,47 @@ class TestBuilds:
         with pytest.raises(errors.CorruptDumpError, match="not a profile"):
             Profile.from_json(text.encode("latin-1"), "x")
 
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            (b"\x7fELF\xff" + b"secret " * 10000, "no UTF-8 text"),
+            (b"secret " * 10000, "Expecting value: line 1 column 1 (char 0)"),
+            (b"{}", "'schema' is missing"),
+            (b"[]", "no JSON object"),
+            (b'{"schema": "' + b"a" * 50000 + b'"}', "schema 'aaaa"),
+            (json.dumps({"schema": ["a" * 50000]}).encode(), "schema a list, expected"),
+            (json.dumps({"schema": 1 << 400}).encode(), "schema 258"),
+        ],
+    )
+    def test_no_profile_in_few_words(self, text: bytes, says: str) -> None:
+        """What was named may be anything: a core with secrets, for instance."""
+        with pytest.raises(errors.CorruptDumpError) as caught:
+            Profile.from_json(text, "x")
+        said = str(caught.value)
+        assert says in said
+        assert len(said) < 220
+        assert "secret" not in said
+        assert "\n" not in said
+        assert caught.value.__cause__ is None
+
+    @pytest.mark.parametrize("member", ["build_id", "entry"])
+    def test_absurd_values_in_few_words(self, member: str) -> None:
+        document = qemu_core.build(GUEST).profile | {member: "x" * 50000}
+        with pytest.raises(errors.CorruptDumpError, match=f"'{'x' * 40}' is no") as caught:
+            Profile.from_json(json.dumps(document), "x")
+        assert len(str(caught.value)) < 200
+
+    def test_file_too_large_for_a_profile(self, cli: Cli, tmp_path: Path) -> None:
+        core = qemu_core.build(GUEST)
+        (tmp_path / "core").write_bytes(core.data)
+        with (tmp_path / "large").open("wb") as file:
+            file.truncate(1 << 40)
+        for name, says in (("large", "1,099,511,627,776 bytes"), ("core", "not a profile")):
+            done = cli("info", "core", "--profile", name)
+            assert done.returncode == 5, done.stderr
+            assert says in done.stderr
+            assert len(done.stderr) < 300
+
 
 class TestHostileCores:
     def test_aliases_in_a_circle(self, known: Callable[[Core], OpenOptions]) -> None:
