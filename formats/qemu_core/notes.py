@@ -42,7 +42,7 @@ class ProcessNotes(NamedTuple):
     """What the notes of a core say of the process.
 
     Attributes:
-        program: its name.
+        program: its name; that of its file where NT_PRPSINFO is lost.
         arguments: the first 80 bytes of its command line.
         auxv: the auxiliary vector.
         files: what it had mapped, by address.
@@ -76,11 +76,12 @@ def read_notes(source: Source, file: ElfFile) -> ProcessNotes:
     """Read the notes of a core, whose headers are given."""
     found, remarks = core_notes(source, file, limit=MAX_NOTES)
     program, arguments = process_names(found.get(NT_PRPSINFO, b""), file.bits)
+    files = _files(found.get(NT_FILE, b""), file)
     return ProcessNotes(
-        program,
+        program or next(map(_base_name, program_files(files)), ""),
         arguments,
         auxv=_auxv(found.get(NT_AUXV, b""), file),
-        files=_files(found.get(NT_FILE, b""), file),
+        files=files,
         remarks=tuple(remarks),
     )
 

@@ -30,8 +30,8 @@ def qemu_program(source: Source) -> str | None:
         file = read_elf(source)
         found, _ = core_notes(source, file, limit=_FIRST_NOTES)
         program, _ = process_names(found.get(NT_PRPSINFO, b""), file.bits)
-        if is_qemu(program) or not program:
-            return program or None
+        if is_qemu(program):
+            return program
         from dumpxlate.formats.qemu_core.notes import program_name
 
         return program_name(found, file)

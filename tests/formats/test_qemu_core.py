@@ -98,6 +98,18 @@ class TestDetection:
         data = qemu_core.build(GUEST).data.replace(b"qemu-system-x86\0", b"my-guest-number\0")
         assert FORMAT.detect(BytesSource(data)) is not None
 
+    def test_without_its_name(self) -> None:
+        """NT_PRPSINFO is lost; NT_FILE still names the program."""
+        data = bytearray(qemu_core.build(GUEST, words=SPLIT).data)
+        at = data.index(struct.pack("<3I", 5, 136, 3) + b"CORE\0")
+        data[at + 8 : at + 12] = struct.pack("<I", 0x1234)
+        found, match = detect(BytesSource(bytes(data)))
+        assert (found.name, match.detail) == ("qemu_core", "core of qemu-system-x86_64")
+        dump = opened(bytes(data))
+        assert holds(dump)
+        assert dump.attributes["program"] == "qemu-system-x86_64"
+        assert dump.variant.startswith("core of qemu-system-x86_64, ")
+
     def test_notes_last(self) -> None:
         """Cores made by gdb have the header of their notes last."""
         core = qemu_core.build(GUEST, words=SPLIT, notes_last=True)
