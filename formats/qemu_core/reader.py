@@ -72,11 +72,14 @@ def open_core(source: Source, options: OpenOptions) -> Dump:
     """
     process = read_process(source)
     found = _find(process, options)
-    damage = [*found.ram.damage, *missing_ram(process, found.ram)]
+    lacking = missing_ram(process, found.ram)
     pages, remarks = _store(source, process, found.ram, options, _PAGE)
     if not pages.extents.pages().count:
-        reason = "; ".join(damage) or "QEMU has none"
+        reason = "; ".join([*found.ram.damage, *lacking]) or "QEMU has none"
         raise UnsupportedFeatureError(f"no guest memory: {reason}", format="qemu_core", feature="guest memory")
+    if _as_zero(process, options):
+        found.remarks += [f"taken for zero (--missing zero): {said}" for said in lacking]
+        lacking = ()
     cpus = read_cpus(found.reader, found.remarks) if found.reader else ()
     arch, endian, cpus = _machine(process, cpus)
     vmcoreinfo = _vmcoreinfo(found.reader, pages, endian, found.remarks) if found.reader else None
@@ -93,8 +96,13 @@ def open_core(source: Source, options: OpenOptions) -> Dump:
         vmcoreinfo=vmcoreinfo,
         attributes={**found.attributes, **_attributes(process, found.ram)},
         remarks=(*process.remarks, *found.remarks, *remarks),
-        damage=tuple(damage),
+        damage=(*found.ram.damage, *lacking),
     )
+
+
+def _as_zero(process: Process, options: OpenOptions) -> bool:
+    """Whether the user wants zero pages for what the core leaves out; what was cut off its end is lost all the same."""
+    return options.missing == "zero" and not process.memory.lost
 
 
 def _find(process: Process, options: OpenOptions) -> _Found:
@@ -151,7 +159,7 @@ def _store(
     index = index_segments(source, data.start, data.length, data.offset, page_size)
     there, known = _touched(held.start, held.length, page_size), _touched(ram.start, ram.length, page_size)
     zero, missing = difference(there, index.extents.pages()), difference(known, there)
-    if options.missing == "zero":
+    if _as_zero(process, options):
         zero, missing = union(zero, missing), EMPTY
     lost, excluded = (missing, EMPTY) if process.memory.lost else (EMPTY, missing)
     pages = IndexedStore(index.source, page_size, index.extents, zero=zero, excluded=excluded, lost=lost)

@@ -455,6 +455,10 @@ class TestMissing:
         options = known(core)
         zero = opened(core, OpenOptions(qemu=options.qemu, missing="zero"))
         assert zero.states([8]) == [PageState.ZERO]
+        assert any("taken for zero (--missing zero): 32,768 bytes" in each for each in zero.remarks)
+        dumpxlate.convert(zero, tmp_path / "out", "elf")
+        with open_dump([tmp_path / "out"]) as written:
+            assert [written.read(0, PAGE), written.read(8 * PAGE, PAGE)] == [page(1), bytes(PAGE)]
 
     def test_not_mapped_at_all(self, known: Callable[[Core], OpenOptions]) -> None:
         """gdb leaves mappings out that it does not write."""
@@ -473,6 +477,9 @@ class TestMissing:
         (said,) = opened(data, known(core)).damage
         assert said.startswith("truncated: ")
         assert "ulimit -c" in said
+        zero = opened(data, dataclasses.replace(known(core), missing="zero"))
+        assert zero.damage == (said,)  # not left out, but lost
+        assert zero.pages.lost.count
 
     def test_holes_of_a_sparse_core_are_zero(self, known: Callable[[Core], OpenOptions], tmp_path: Path) -> None:
         size = 64 << 20
