@@ -51,7 +51,7 @@ def open_elf(source: Source, options: OpenOptions) -> Dump:
     file = read_elf(source)
     notes, remarks = _notes(source, file)
     producer = _producer(file, notes)
-    promised, wrong = _usable_loads(file, remarks, producer_known=producer != _UNNAMED)
+    promised, wrong = _usable_loads(source, file, remarks, producer_known=producer != _UNNAMED)
     if producer == _VIRTUALBOX:
         promised = promised.where(promised.filesz > 0)  # the others are MMIO ranges, not memory
     loads, damage = _clip(source, promised)
@@ -154,10 +154,13 @@ def _producer(file: ElfFile, notes: tuple[Note, ...]) -> str:
     return named or _UNNAMED
 
 
-def _usable_loads(file: ElfFile, remarks: list[str], *, producer_known: bool) -> tuple[Segments, list[str]]:
+def _usable_loads(
+    source: Source, file: ElfFile, remarks: list[str], *, producer_known: bool
+) -> tuple[Segments, list[str]]:
     """Keep segments with a physical address; those that contradict themselves are damage.
 
     Raises:
+        UnsupportedFeatureError: no segment has one.
         CorruptDumpError: there are no others, or they may be those of a process.
     """
     loads = file.segments.loads
@@ -181,10 +184,25 @@ def _usable_loads(file: ElfFile, remarks: list[str], *, producer_known: bool) ->
         loads = loads.where(~unknown)
     if len(loads) > 1 and not loads.paddr.any():
         # /proc/kcore before Linux 4.11, and drgn's rule for others.
+        _refuse_cut_process(source, file)
         raise UnsupportedFeatureError(
             "every segment has physical address 0: the file maps virtual memory only", format="elf", feature="p_paddr"
         )
     return loads, damage
+
+
+def _refuse_cut_process(source: Source, file: ElfFile) -> None:
+    """Say so where the notes are lost that would tell whose core it is; gdb writes them behind the memory."""
+    notes = file.segments.where(file.segments.type == PT_NOTE)
+    for at, size in zip(notes.offset.tolist(), notes.filesz.tolist(), strict=True):
+        if at >= 0 and at + size > source.size:
+            raise CorruptDumpError(
+                f"truncated: the notes end at {at + size:,}, the file at {source.size:,}; by its addresses it is the "
+                "core of a process: if that was QEMU, --from qemu_core reads what is left",
+                format="elf",
+                offset=at,
+                what="PT_NOTE",
+            )
 
 
 def _clip(source: Source, loads: Segments) -> tuple[Segments, list[str]]:

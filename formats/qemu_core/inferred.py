@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.formats.qemu_core.block_search import BlockList, find_blocks
+from dumpxlate.formats.qemu_core.missing import LIMITS
 from dumpxlate.formats.qemu_core.ram import GuestRam
 from dumpxlate.formats.qemu_core.shared_only import only_memory
 from dumpxlate.qemu.layout import Block, board_of, lay_out, main_memory
@@ -110,6 +111,13 @@ def _find(process: Process) -> tuple[BlockList, str, tuple[str, ...]]:
             "not shared) is missing, and nothing tells how much that is: set bit 0 of /proc/PID/coredump_filter, too"
         )
         return BlockList((block,)), "size alone, since QEMU's own structures are not in the core", (said,)
+    if process.memory.lost:
+        raise UnsupportedFeatureError(
+            f"no guest memory is found: truncated: {process.memory.lost:,} bytes that the core promises lie beyond its "
+            f"end, and QEMU's own structures with them: {LIMITS}",
+            format="qemu_core",
+            feature="RAM blocks",
+        )
     raise UnsupportedFeatureError(
         "no RAM block is found by its looks: give the debug information of this QEMU (--debug-file), a profile of "
         "it (--profile), or the memory by hand (--ram-block START:LENGTH:HVA)",

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from dumpxlate.formats.qemu_core.process import Process
     from dumpxlate.formats.qemu_core.ram import GuestRam
 
-__all__ = ["missing_ram"]
+__all__ = ["LIMITS", "missing_ram"]
 
-_LIMITS = "raise ulimit -c (LimitCORE=), or ProcessSizeMax= and ExternalSizeMax= in coredump.conf"
+LIMITS = "raise ulimit -c (LimitCORE=), or ProcessSizeMax= and ExternalSizeMax= in coredump.conf"
+"""What makes cores shorter."""
 _EXCLUDED = "run QEMU with -machine dump-guest-core=on (libvirt: dump_guest_core = 1 in qemu.conf)"
 
 
@@ -35,9 +36,7 @@ def missing_ram(process: Process, ram: GuestRam) -> tuple[str, ...]:
     if not len(rows):
         return ()
     if process.memory.lost:
-        return (
-            f"truncated: {int(lacking.sum()):,} bytes of guest memory are lost with the end of the core: {_LIMITS}",
-        )
+        return (f"truncated: {int(lacking.sum()):,} bytes of guest memory are lost with the end of the core: {LIMITS}",)
     found: dict[str, int] = {}
     for row in rows.tolist():
         advice = _advice(process, int(ram.host[row]))

@@ -88,7 +88,7 @@ def open_core(source: Source, options: OpenOptions) -> Dump:
         pages, remarks = _store(source, process, found.ram, options, page_size)
     return Dump(
         format="qemu_core",
-        variant=f"core of {process.program}, guest memory {found.how}",
+        variant=f"core of {process.program or 'a program whose name is lost'}, guest memory {found.how}",
         machine=Machine(arch, endian, page_size, release=vmcoreinfo.release if vmcoreinfo else None),
         pages=pages,
         sources=(source,),
@@ -228,7 +228,7 @@ def _vmcoreinfo(reader: Reader, pages: IndexedStore, endian: Endian, remarks: li
 
 def _attributes(process: Process, ram: GuestRam) -> dict[str, int | str]:
     """Say what was found, for info to show."""
-    found: dict[str, int | str] = {"program": process.program, "ranges": len(ram.start)}
+    found: dict[str, int | str] = {"program": process.program or "unknown", "ranges": len(ram.start)}
     if process.build_id:
         found["build_id"] = process.build_id
     if ram.blocks:

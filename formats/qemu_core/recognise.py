@@ -59,6 +59,8 @@ def core_notes(source: Source, file: ElfFile, *, limit: int) -> tuple[dict[int, 
         if not 0 <= at < source.size or size < 0:
             remarks.append("notes lie outside the file: it is truncated")
             continue
+        if size > source.size - at:
+            remarks.append("notes end outside the file: it is truncated")
         parsed = parse_notes(source.view(at, min(size, source.size - at, _NOTES_LIMIT)), file.endian, limit=limit)
         for note in parsed.notes:
             if note.name == "CORE":

@@ -481,6 +481,29 @@ class TestMissing:
         assert zero.damage == (said,)  # not left out, but lost
         assert zero.pages.lost.count
 
+    def test_truncated_before_notes_at_the_end(self, cli: Cli, tmp_path: Path) -> None:
+        """Cores made by gdb have their notes last: nothing tells then that the process was QEMU."""
+        data, at = notes_behind_memory(qemu_core.build(GUEST, words=SPLIT).data)
+        assert holds(opened(data))
+        (tmp_path / "core").write_bytes(data[:at])
+        done = cli("info", "core")
+        assert done.returncode == 5
+        assert "truncated: the notes end at" in done.stderr
+        assert "--from qemu_core" in done.stderr
+        with open_dump([tmp_path / "core"], format="qemu_core") as dump:
+            assert dump.read(7 * PAGE, PAGE) == GUEST.pages[7]
+            assert "a program whose name is lost" in dump.variant
+            assert any("notes lie outside the file" in remark for remark in dump.remarks)
+
+    def test_truncated_in_its_notes(self) -> None:
+        data = qemu_core.build(GUEST).data
+        first = data.index(b"CORE\0")
+        with pytest.raises(errors.CorruptDumpError, match=r"truncated: the notes end at.*--from qemu_core"):
+            opened(data[: first + 100])
+        named = data.index(b"qemu-system-x86\0")
+        with pytest.raises(errors.UnsupportedFeatureError, match=r"truncated: .* beyond its end.*ulimit -c"):
+            opened(data[: named + 200])
+
     def test_holes_of_a_sparse_core_are_zero(self, known: Callable[[Core], OpenOptions], tmp_path: Path) -> None:
         size = 64 << 20
         block = Block("pc.ram", bytes(size))
@@ -906,6 +929,18 @@ def nothing_but(loads: list[elf.Segment]) -> bytes:
     """A core without memory of QEMU's own."""
     status = bytes(40) + b"qemu-system-x86\0" + b"qemu-system-x86_64 -display none".ljust(80, b"\0")
     return elf.build(loads, [note("CORE", 3, status)])
+
+
+def notes_behind_memory(core: bytes) -> tuple[bytes, int]:
+    """The same core with its notes as gdb writes them, and where they begin."""
+    data = bytearray(core)
+    kind, _, at = struct.unpack_from("<IIQ", data, 64)
+    (size,) = struct.unpack_from("<Q", data, 96)
+    assert kind == 4
+    struct.pack_into("<Q", data, 72, len(data))
+    notes = data[at : at + size]
+    data[at : at + size] = bytes(size)
+    return bytes(data + notes), len(data)
 
 
 def large_core() -> bytes:
