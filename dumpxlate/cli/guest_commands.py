@@ -39,6 +39,9 @@ def regs(
             say(printable(f"{dump.name}: has no registers"))
             raise typer.Exit(EXIT_NO)
         described = describe_registers(dump, dump.cpus if cpu is None else _one(dump, cpu))
+        for remark in dump.remarks:
+            if remark.startswith("registers of "):  # some are stale, or not read
+                say(printable(f"{dump.name}: {remark}"))
     if as_json:
         show_json(described)
     else:

@@ -659,6 +659,16 @@ class TestProcessors:
         remarks = opened(core, known(core)).remarks
         assert any("registers of 2 of 2 processors are stale" in remark for remark in remarks) == stale
 
+    def test_stale_registers_are_marked(self, known: Callable[[Core], OpenOptions], cli: Cli, tmp_path: Path) -> None:
+        core = qemu_core.build(GUEST, registers=[self.registers()], kvm=1, dirty=0)
+        (tmp_path / "core").write_bytes(core.data)
+        known(core)
+        for command in ("regs", "info"):
+            done = cli(command, "core", "--profile", "profile.json")
+            assert done.returncode == 0
+            assert "registers of 1 of 1 processors are stale" in done.stdout + done.stderr
+        assert json.loads(cli("regs", "--json", "core", "--profile", "profile.json").stdout)["cpus"]
+
     def test_list_in_a_circle(self, known: Callable[[Core], OpenOptions]) -> None:
         core = qemu_core.build(GUEST, registers=[self.registers()] * 2, circle="cpus")
         dump = opened(core, known(core))
