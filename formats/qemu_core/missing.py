@@ -24,12 +24,13 @@ LIMITS = "raise ulimit -c (LimitCORE=), or ProcessSizeMax= and ExternalSizeMax= 
 _EXCLUDED = "run QEMU with -machine dump-guest-core=on (libvirt: dump_guest_core = 1 in qemu.conf)"
 
 
-def missing_ram(process: Process, ram: GuestRam) -> tuple[str, ...]:
+def missing_ram(process: Process, ram: GuestRam, *, by_hand: bool = False) -> tuple[str, ...]:
     """Say how much of the guest's memory the core lacks, for each reason.
 
     Args:
         process: the process.
         ram: the guest's memory.
+        by_hand: whether the user said where it is.
     """
     lacking = ram.length - _held(process, ram)
     rows = np.flatnonzero(lacking)
@@ -39,7 +40,8 @@ def missing_ram(process: Process, ram: GuestRam) -> tuple[str, ...]:
         return (f"truncated: {int(lacking.sum()):,} bytes of guest memory are lost with the end of the core: {LIMITS}",)
     found: dict[str, int] = {}
     for row in rows.tolist():
-        advice = _advice(process, int(ram.host[row]))
+        host, length = int(ram.host[row]), int(ram.length[row])
+        advice = (_no_mapping(process, host, length) if by_hand else "") or _advice(process, host)
         found[advice] = found.get(advice, 0) + int(lacking[row])
     return tuple(f"{size:,} bytes of guest memory are not in the core: {advice}" for advice, size in found.items())
 
@@ -57,6 +59,16 @@ def _held(process: Process, ram: GuestRam) -> Int64s:
     if not len(process.memory.start):
         return np.zeros(len(ram.start), np.int64)
     return before(ram.host + ram.length) - before(ram.host)
+
+
+def _no_mapping(process: Process, host: int, length: int) -> str:
+    """Say so where an address that was given by hand cannot be right; empty where it may be."""
+    mapping = process.memory.mapping(host)
+    if mapping is None:
+        return f"host address {host:#x} (--ram-block) is in no mapping that the core lists"
+    if host + length > mapping[1]:
+        return f"the mapping at host address {host:#x} (--ram-block) ends at {mapping[1]:#x}"
+    return ""
 
 
 def _advice(process: Process, host: int) -> str:

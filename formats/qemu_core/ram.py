@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dumpxlate.formats.qemu_core.process import Process
     from dumpxlate.qemu.profile import Profile
 
-__all__ = ["GuestRam", "RamBlock", "Reader", "guest_ram", "ram_blocks"]
+__all__ = ["GuestRam", "RamBlock", "Reader", "guest_ram", "overlaps", "ram_blocks"]
 
 _RANGES_LIMIT = 100_000
 _BLOCKS_LIMIT = 1 << 12
@@ -82,6 +82,19 @@ class GuestRam(NamedTuple):
         """Make it of (start, length, host) of each range."""
         start, length, host = np.array(rows, np.int64).reshape(-1, 3).T
         return cls(start, length, host, blocks, damage)
+
+
+def overlaps(ram: GuestRam) -> tuple[str, ...]:
+    """Say where ranges overlap, which those of a processor's view never do: of such bytes one copy alone is kept."""
+    order = np.argsort(ram.start, kind="stable")
+    start, stop = ram.start[order], (ram.start + ram.length)[order]
+    reach = np.maximum.accumulate(stop[:-1])
+    twice = np.minimum(reach, stop[1:]) - start[1:]
+    rows = np.flatnonzero(twice > 0)
+    if not len(rows):
+        return ()
+    first, size = int(start[1:][rows[0]]), int(twice[rows].sum())
+    return (f"ranges of memory overlap in {size:,} bytes, first at {first:#x}: only one of them is kept",)
 
 
 class Reader(NamedTuple):

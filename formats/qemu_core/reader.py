@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dumpxlate.arch import arm, by_machine_or_unknown, by_name, i386, x86_64
@@ -14,7 +14,7 @@ from dumpxlate.formats.qemu_core.cpus import read_cpus
 from dumpxlate.formats.qemu_core.load_address import load_bias
 from dumpxlate.formats.qemu_core.missing import missing_ram
 from dumpxlate.formats.qemu_core.process import read_process, without_holes
-from dumpxlate.formats.qemu_core.ram import GuestRam, Reader, guest_ram
+from dumpxlate.formats.qemu_core.ram import GuestRam, Reader, guest_ram, overlaps
 from dumpxlate.memory import PhysicalMemory
 from dumpxlate.pageset import EMPTY, PageRuns, difference, union
 from dumpxlate.qemu.knowledge import find_profile
@@ -52,6 +52,7 @@ class _Found:
         reader: reads QEMU's structures, where they are known.
         remarks: what is to be said of it.
         attributes: for info to show.
+        damage: what of the memory makes no sense.
     """
 
     ram: GuestRam
@@ -59,6 +60,7 @@ class _Found:
     reader: Reader | None
     remarks: list[str]
     attributes: dict[str, int | str]
+    damage: list[str] = field(default_factory=list)
 
 
 def open_core(source: Source, options: OpenOptions) -> Dump:
@@ -72,10 +74,11 @@ def open_core(source: Source, options: OpenOptions) -> Dump:
     """
     process = read_process(source)
     found = _find(process, options)
-    lacking = missing_ram(process, found.ram)
+    found.damage += [*found.ram.damage, *overlaps(found.ram)]
+    lacking = missing_ram(process, found.ram, by_hand=bool(options.qemu and options.qemu.ram))
     pages, remarks = _store(source, process, found.ram, options, _PAGE)
     if not pages.extents.pages().count:
-        reason = "; ".join([*found.ram.damage, *lacking]) or "QEMU has none"
+        reason = "; ".join([*found.damage, *lacking]) or "QEMU has none"
         raise UnsupportedFeatureError(f"no guest memory: {reason}", format="qemu_core", feature="guest memory")
     if _as_zero(process, options):
         found.remarks += [f"taken for zero (--missing zero): {said}" for said in lacking]
@@ -96,7 +99,7 @@ def open_core(source: Source, options: OpenOptions) -> Dump:
         vmcoreinfo=vmcoreinfo,
         attributes={**found.attributes, **_attributes(process, found.ram)},
         remarks=(*process.remarks, *found.remarks, *remarks),
-        damage=(*found.ram.damage, *lacking),
+        damage=(*found.damage, *lacking),
     )
 
 

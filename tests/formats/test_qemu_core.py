@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import lzma
+import re
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -415,6 +416,29 @@ class TestLooks:
         dump = opened(core, OpenOptions(qemu=hints))
         assert holds(dump)
         assert dump.variant.endswith("as given by hand")
+
+    @pytest.mark.parametrize(
+        ("start", "length", "says"),
+        [
+            (0x1000, PAGE, r"host address 0x1000 \(--ram-block\) is in no mapping that the core lists"),
+            (None, 1 << 30, r"the mapping at host address 0x7f\w+ \(--ram-block\) ends at 0x7f"),
+        ],
+    )
+    def test_hand_that_errs(self, start: int | None, length: int, says: str) -> None:
+        core = qemu_core.build(GUEST)
+        (_, _, host), *_ = core.ranges
+        hints = (RamHint(0, PAGE, host), RamHint(1 << 32, length, host if start is None else start))
+        (said,) = opened(core, OpenOptions(qemu=QemuHints(ram=hints))).damage
+        assert re.search(says, said)
+        assert "dump-guest-core" not in said
+
+    def test_hand_that_says_it_twice(self) -> None:
+        core = qemu_core.build(GUEST)
+        (_, _, host), *_ = core.ranges
+        hints = (RamHint(0, 4 * PAGE, host), RamHint(3 * PAGE, 2 * PAGE, host))
+        assert opened(core, OpenOptions(qemu=QemuHints(ram=hints))).damage == (
+            "ranges of memory overlap in 4,096 bytes, first at 0x3000: only one of them is kept",
+        )
 
     @pytest.mark.parametrize("bad", [(0, 0, 0), (-1, 1, 0), (0, 1 << 63, 0), (1 << 62, 1, 0)])
     def test_hand_of_nonsense(self, bad: tuple[int, int, int]) -> None:
@@ -891,6 +915,17 @@ class TestHostileCores:
         assert len(dump.damage) == 9
         assert "leave their RAM block" in dump.damage[0]
 
+    def test_ranges_that_overlap(self, known: Callable[[Core], OpenOptions]) -> None:
+        block = Block("pc.ram", b"".join(page(pfn) for pfn in range(64)))
+        region = Region(block)
+        rows = [(0, 8, 0), (1, 2, 8), (7, 2, 10), (0x100, 4, 12)]
+        ranges = [Range(start * PAGE, count * PAGE, region, offset * PAGE) for start, count, offset in rows]
+        core = qemu_core.build(GUEST, blocks=[block], ranges=ranges)
+        dump = opened(core, known(core))
+        said = "ranges of memory overlap in 12,288 bytes, first at 0x1000: only one of them is kept"
+        assert dump.damage == (said,)
+        assert [dump.read(pfn * PAGE, PAGE) for pfn in (1, 7, 8)] == [page(1), page(7), page(11)]
+
     def test_block_outside_any_segment(self, known: Callable[[Core], OpenOptions]) -> None:
         for host in (0x1000, 0x7FFFFFFFF000, (1 << 63) - PAGE, (1 << 64) - PAGE):
             block = Block("pc.ram", bytes(PAGE))
@@ -1011,8 +1046,6 @@ def test_real_cores_equal_qemus_own_dump(real: Callable[[str], Path], tmp_path: 
 
 def test_real_ranges_are_those_of_the_monitor(real: Callable[[str], Path], shared: Path) -> None:
     """``info mtree -f`` names the same ranges as RAM and ROM."""
-    import re
-
     listing = (shared / "fixtures" / "qemu-core" / "q35" / "mtree.txt").read_text().split("FlatView #1")[0]
     rows = re.findall(r"^  ([0-9a-f]{16})-([0-9a-f]{16}) \(prio \d+, (?:ram|rom)\)", listing, re.MULTILINE)
     hints = QemuHints(debug_file=str(real("qemu-system-x86_64.debug")))
