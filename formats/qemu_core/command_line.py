@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dumpxlate.formats.qemu_core.process import Process
 
-__all__ = ["MachineOptions", "arguments", "machine_options", "shown_arguments"]
+__all__ = ["MachineOptions", "arguments", "has_default_pc", "machine_options", "shown_arguments"]
 
 _AT_RANDOM = 25
 _SHOWN = 79
@@ -108,6 +108,18 @@ def machine_options(words: Sequence[str]) -> MachineOptions:
             elif key == "max-ram-below-4g":
                 below = _bytes(text)
     return MachineOptions(kind, below)
+
+
+def has_default_pc(process: Process, words: Sequence[str]) -> bool:
+    """Whether a PC whose command line names no machine is of type pc.
+
+    That is so for the programs of QEMU itself. Those that distributions make have defaults of their own (qemu-kvm,
+    qemu-system-x86_64-microvm), and a file of options may name a machine.
+    """
+    if not words or any(word in ("-readconfig", "--readconfig") for word in words):
+        return False
+    name = process.program_files[0].name if process.program_files else words[0]
+    return name.removesuffix(" (deleted)").rpartition("/")[2] in ("qemu-system-x86_64", "qemu-system-i386")
 
 
 def _bytes(text: str) -> int | None:

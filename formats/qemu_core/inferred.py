@@ -54,7 +54,7 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
     # Memory of passed-through devices has no name, and is no guest memory.
     blocks = [block for block in found.blocks if block.name]
     if not machine and x86:
-        machine, told = _any_pc(blocks), "pc and q35 are alike with so little memory"
+        machine, told = _any_pc(blocks)
     board = board_of(machine or "", [block.name for block in blocks])
     layout = lay_out(board, [Block(block.name, block.length) for block in blocks], below_4g=below_4g)
     evidence = (
@@ -126,12 +126,14 @@ def _find(process: Process) -> tuple[BlockList, str, tuple[str, ...]]:
     )
 
 
-def _any_pc(blocks: Sequence[RamBlock]) -> str:
-    """Give a type that stands for both kinds of PC.
+def _any_pc(blocks: Sequence[RamBlock]) -> tuple[str, str]:
+    """Give the type of a PC that nothing names, and how it is known; one that stands for both usual kinds.
 
     Raises:
         UnsupportedFeatureError: the memory is so large that they differ.
     """
+    if any(block.name == "microvm.ram" for block in blocks):
+        return "microvm", "the names of the blocks"
     size = sum(blocks[number].length for number in main_memory([block.name for block in blocks]))
     if size >= board_of("q35").limit:
         raise UnsupportedFeatureError(
@@ -140,4 +142,4 @@ def _any_pc(blocks: Sequence[RamBlock]) -> str:
             format="qemu_core",
             feature="machine type",
         )
-    return "pc"
+    return "pc", "pc and q35 are alike with so little memory"

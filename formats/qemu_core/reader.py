@@ -135,17 +135,17 @@ def _find(process: Process, options: OpenOptions) -> _Found:
 
 def _infer(process: Process, options: OpenOptions) -> _Found:
     """Find the guest's memory without knowledge of the build; the command line tells what machine it was."""
-    from dumpxlate.formats.qemu_core.command_line import arguments, machine_options, shown_arguments
+    from dumpxlate.formats.qemu_core.command_line import arguments, has_default_pc, machine_options, shown_arguments
     from dumpxlate.formats.qemu_core.inferred import infer_ram
 
     words = arguments(process)
     told = machine_options(words or shown_arguments(process))
-    x86 = _arch(process) is x86_64.ARCH
+    x86 = _arch(process) in (x86_64.ARCH, i386.ARCH)
     machine, says = told.type, "its command line"
     if options.machine:
         machine, says = options.machine, "--machine-type"
-    elif not machine and words and x86:
-        machine, says = "pc", "QEMU's default"
+    elif not machine and x86 and has_default_pc(process, words):
+        machine, says = "pc", "assumed as QEMU's default, since its command line names none"
     elif not machine:
         says = "the names of the blocks"
     below = told.ram_below_4g if options.ram_below_4g is None else options.ram_below_4g

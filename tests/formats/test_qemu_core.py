@@ -280,8 +280,32 @@ class TestLooks:
         assert ram_of(opened(data, hints)) == [(0, 0x80000), (1 << 20, 0x40000)]
 
     def test_default_of_the_command_line(self) -> None:
-        dump = opened(qemu_core.build(GUEST))
-        assert any("type pc (QEMU's default)" in remark for remark in dump.remarks)
+        for name in ("qemu-system-x86_64", "qemu-system-i386"):
+            dump = opened(qemu_core.build(GUEST, program=name))
+            assert any("type pc (assumed as QEMU's default, since" in remark for remark in dump.remarks)
+
+    @pytest.mark.parametrize(
+        ("program", "words"),
+        [
+            ("qemu-kvm", ()),
+            ("qemu-system-x86_64-microvm", ()),
+            ("qemu-system-x86_64", ("-readconfig", "vm.cfg")),
+            ("qemu-system-i386", ("--readconfig", "vm.cfg")),
+        ],
+    )
+    def test_other_defaults(self, program: str, words: tuple[str, ...]) -> None:
+        """Another machine than pc is possible where none is named."""
+        dump = opened(qemu_core.build(GUEST, program=program, words=words))
+        assert any("type pc (pc and q35 are alike" in remark for remark in dump.remarks)
+        with pytest.raises(errors.UnsupportedFeatureError, match="--machine-type pc or --machine-type q35"):
+            opened(large_core(program=program, words=words, stack=True))
+
+    def test_microvm(self) -> None:
+        blocks = [Block("microvm.ram", page(1) * 512), Block("pc.bios", page(2) * 16)]
+        core = qemu_core.build(GUEST, blocks=blocks, ranges=[], program="qemu-system-x86_64-microvm")
+        dump = opened(core)
+        assert dump.attributes["board"] == "microvm"
+        assert any("type microvm (the names of the blocks)" in remark for remark in dump.remarks)
 
     def test_nothing_but_memory(self) -> None:
         """What coredump_filter leaves where it keeps shared mappings only; the guard page behind it is no memory."""
@@ -988,10 +1012,10 @@ def notes_behind_memory(core: bytes) -> tuple[bytes, int]:
     return bytes(data + notes), len(data)
 
 
-def large_core() -> bytes:
+def large_core(*, stack: bool = False, **options: Any) -> bytes:
     """3 GiB of memory that the core does not hold all of."""
     block = Block("pc.ram", bytes(PAGE))
-    core = qemu_core.build(GUEST, blocks=[block], ranges=[], stack=False)
+    core = qemu_core.build(GUEST, blocks=[block], ranges=[], stack=stack, **options)
     body = bytearray(core.data)
     size = 3 << 30
     at = body.index(struct.pack("<Q", block.host)) + 24  # p_memsz
