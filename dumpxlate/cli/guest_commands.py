@@ -35,13 +35,13 @@ def regs(
     from dumpxlate.describe.dump import printable
 
     with inputs.open(files) as dump:
+        told = [remark for remark in dump.remarks if remark.startswith("registers ")]  # some are stale, or not read
         if not dump.cpus:
-            say(printable(f"{dump.name}: has no registers"))
+            say(printable(f"{dump.name}: {'; '.join(['has no registers', *told])}"))
             raise typer.Exit(EXIT_NO)
         described = describe_registers(dump, dump.cpus if cpu is None else _one(dump, cpu))
-        for remark in dump.remarks:
-            if remark.startswith("registers of "):  # some are stale, or not read
-                say(printable(f"{dump.name}: {remark}"))
+        for remark in told:
+            say(printable(f"{dump.name}: {remark}"))
     if as_json:
         show_json(described)
     else:

@@ -717,11 +717,16 @@ class TestProcessors:
             assert "registers of 1 of 1 processors are stale" in done.stdout + done.stderr
         assert json.loads(cli("regs", "--json", "core", "--profile", "profile.json").stdout)["cpus"]
 
-    def test_list_in_a_circle(self, known: Callable[[Core], OpenOptions]) -> None:
+    def test_list_in_a_circle(self, known: Callable[[Core], OpenOptions], cli: Cli, tmp_path: Path) -> None:
         core = qemu_core.build(GUEST, registers=[self.registers()] * 2, circle="cpus")
         dump = opened(core, known(core))
         assert dump.cpus == ()
         assert any("more than 4096 processors" in remark for remark in dump.remarks)
+        (tmp_path / "core").write_bytes(core.data)
+        done = cli("regs", "core", "--profile", "profile.json")
+        assert done.returncode == 1
+        assert "has no registers; registers are not read: " in done.stderr
+        assert "more than 4096 processors" in done.stderr
 
     def test_vmcoreinfo_of_the_device(self, known: Callable[[Core], OpenOptions]) -> None:
         told = vmcoreinfo(VMCOREINFO)
