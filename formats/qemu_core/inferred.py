@@ -86,13 +86,18 @@ def _place(layout: GuestLayout, blocks: Sequence[RamBlock]) -> tuple[list[tuple[
                 f"{each.length - max(inside, 0):#x} bytes at {each.start + max(inside, 0):#x} lie behind the end of "
                 f"{block.name}, and are left out"
             )
-    apart = [blocks[number].name for number in layout.unplaced if main_memory([blocks[number].name])]
-    if apart:
-        damage.append(
-            f"memory is left out whose address is not known without debug information: {', '.join(apart)} "
-            "(--debug-file, --profile or --ram-block)"
-        )
+    damage += [f"{said}; debug information tells it (--debug-file, --profile)" for said in _apart(layout, blocks)]
     return rows, damage
+
+
+def _apart(layout: GuestLayout, blocks: Sequence[RamBlock]) -> tuple[str, ...]:
+    """Say which memory has no place: what would be the machine's memory if it were alone."""
+    names = [block.name for block in blocks]
+    apart = [names[number] for number in layout.unplaced if main_memory([names[number]])]
+    if not apart:
+        return ()
+    beside = names[main_memory(names)[0]]
+    return (f"memory beside {beside} is left out, since its address is not known: {', '.join(apart)}",)
 
 
 def _find(process: Process) -> tuple[BlockList, str, tuple[str, ...]]:
