@@ -42,6 +42,8 @@ _CHUNK = 16 << 20
 _SEARCH_LIMIT = 4 << 30
 _PAGE = 1 << 12
 _ADDRESS_LIMIT = 1 << 62
+_LENGTH_LIMIT = 1 << 48
+"""Bytes of a block: more than any host has, and the sum of all blocks still is a number."""
 
 
 class BlockList(NamedTuple):
@@ -117,6 +119,7 @@ def _read(process: Process, at: int, shape: _Shape) -> RamBlock | None:
         for place in (shape.host, shape.offset, shape.length, shape.room)
     )
     whole = host and not (host | offset | length) % _PAGE and 0 < length <= room < _ADDRESS_LIMIT > host
+    whole = whole and length < _LENGTH_LIMIT
     if not whole or not text.isascii() or not text.decode("latin-1").isprintable():
         return None
     return RamBlock(text.decode("latin-1"), host, offset, length, room)

@@ -38,7 +38,10 @@ def only_memory(process: Process) -> RamBlock | None:
         return None
     row = int(held[0])
     host, length = int(loads.vaddr[row]), int(loads.memsz[row])
-    if int(loads.filesz[row]) != length or length % _MIB or int(loads.flags[row]) & _EXECUTABLE:
+    there = process.memory.held(host)
+    if int(loads.filesz[row]) != length or there is None or there[1] < host + length:
+        return None
+    if length % _MIB or int(loads.flags[row]) & _EXECUTABLE:
         return None
     named = any(each.start <= host < each.stop for each in process.files)
     if not named and not (host | length) % _ARENA:

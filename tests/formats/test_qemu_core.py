@@ -325,6 +325,7 @@ class TestLooks:
             pytest.param([(0x7F0000200000, 8 << 20, 8 << 20, 7)], id="code"),
             pytest.param([(0x7F0000200000, 8 << 20, 8 << 20, 4)], id="read-only"),
             pytest.param([(0x7F0000200000, 2 << 20, 8 << 20, 6)], id="not all there"),
+            pytest.param([((1 << 64) - (9 << 20), 8 << 20, 8 << 20, 6)], id="no address"),
             pytest.param([(0x7F0000200000, (8 << 20) + PAGE, (8 << 20) + PAGE, 6)], id="no whole MiB"),
             pytest.param([(0x7F0000200000, 2 << 20, 2 << 20, 6), (0x7F0000400000, 6 << 20, 6 << 20, 0)], id="reserved"),
         ],
@@ -392,6 +393,18 @@ class TestLooks:
         data = core.data.replace(struct.pack("<Q", blocks[0].at), bytes(8))
         with pytest.raises(errors.UnsupportedFeatureError, match="no RAM block is found by its looks"):
             opened(data)
+
+    @pytest.mark.parametrize("length", [1 << 48, 1 << 61, (1 << 63) - PAGE, (1 << 64) - PAGE])
+    def test_blocks_of_absurd_lengths(self, length: int) -> None:
+        """Sums of them would leave 64 bits; the list leads to them although nothing is mapped there."""
+        blocks = [
+            Block("pc.ram", bytes(4 * PAGE)),
+            *(Block(f"ram{n}", bytes(5 * PAGE), listed=False) for n in range(9)),
+        ]
+        core = qemu_core.build(GUEST, blocks=blocks, ranges=[])
+        data = core.data.replace(struct.pack("<2Q", 5 * PAGE, 5 * PAGE), struct.pack("<2Q", length, length))
+        (said,) = opened(data).damage
+        assert "where none is, behind 'pc.ram': others may be missing" in said
 
     def test_list_in_a_circle(self) -> None:
         blocks = [Block(name, bytes(4 * PAGE)) for name in ("pc.ram", "pc.rom", "pc.bios")]
