@@ -21,7 +21,7 @@ from dumpxlate.registry import find_format
 from dumpxlate.writing.destination import FLATTENED, Named, open_destination
 from dumpxlate.writing.inputs import changed, states
 from dumpxlate.writing.pump import BadPages, Pump
-from dumpxlate.writing.refusals import lost_beside, lost_by_map, refuse_damage, refuse_loss
+from dumpxlate.writing.refusals import declared, lost_beside, refuse_damage
 from dumpxlate.writing.report import Report, completed
 
 if TYPE_CHECKING:
@@ -85,10 +85,8 @@ def convert(
         format, flattened = "kdump", True
     options = options or WriteOptions()
     writer = find_format(format).writer(dump, options)
-    losses, fit = writer.losses + lost_beside(writer, target), dump.fit()
-    if not allow_loss:
-        refuse_loss(dump, losses, fit)
-    losses += lost_by_map(fit)
+    fit = dump.fit()
+    losses = declared(dump, writer.losses + lost_beside(writer, target), fit, allowed=allow_loss)
     flattened = flattened or (writer.seeks and isinstance(target, PipeSink))
     name = target.name if isinstance(target, PipeSink) else str(target)
     report = Report(dump.name, name, format, container=FLATTENED if flattened else None, losses=losses, fit=fit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -228,7 +227,7 @@ def _report_to(
 
     from dumpxlate.io.sink import FileSink
 
-    if os.path.realpath(path) in {os.path.realpath(each) for each in _outputs(out, conduct)}:
+    if _place(path) in [_place(Path(each)) for each in _outputs(out, conduct)]:
         raise OutputError("is the output itself", path=str(path))
     with FileSink(path, overwrite=conduct.force, inputs=inputs) as sink:
 
@@ -241,6 +240,11 @@ def _report_to(
                 raise
 
         yield write
+
+
+def _place(path: Path) -> Path:
+    """Give the folder that a path really leads to, and the name in it: a link there is replaced, not followed."""
+    return path.parent.resolve() / path.name
 
 
 def _one_or_all(described: list[dict[str, Any]]) -> Any:

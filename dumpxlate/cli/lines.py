@@ -50,6 +50,10 @@ def _map(fit: Mapping[str, int]) -> str:
     return f"map: {', '.join(parts)}, {fit['missing']:,} mapped but missing, {fit['unmapped']:,} not mapped"
 
 
+def _ending(report: Mapping[str, Any]) -> str:
+    return "nothing lost" if report["complete"] else "incomplete"
+
+
 def summary(report: dict[str, Any]) -> str:
     """Put a conversion into one line."""
     parts = _pages(report) if report["counted"] else ["records as they came, pages not counted"]
@@ -58,7 +62,7 @@ def summary(report: dict[str, Any]) -> str:
     done = report["rewritten"]
     if done:
         parts.append(f"{done['tables']:,} page tables of {done['address_spaces']:,} address spaces rewritten")
-    parts.append(f"{len(report['losses'])} losses" if report["losses"] else "nothing lost")
+    parts.append(f"{len(report['losses'])} losses" if report["losses"] else _ending(report))
     parts += [f"{report['resumed']:,} pages from an earlier run"] if report["resumed"] else []
     parts += ["read back: the same"] if report["verified"] else []
     parts += ["in one pass"] if report["streamed"] else []

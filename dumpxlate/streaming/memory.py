@@ -17,7 +17,7 @@ from dumpxlate.pages import lost_pages
 from dumpxlate.registry import find_format
 from dumpxlate.stores import IndexedStore
 from dumpxlate.writing.pump import Pump
-from dumpxlate.writing.refusals import lost_beside, refuse_damage, refuse_loss
+from dumpxlate.writing.refusals import declared, lost_beside, refuse_damage
 from dumpxlate.writing.report import completed
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ class _Passing:
         """Plan to write a piece: the window of memory that begins where the last piece ended."""
         refuse_damage(piece, salvage=self._job.salvage)
         writer = self._format.writer(piece, WriteOptions(begin=self._begin))
-        if not self._job.allow_loss:
-            refuse_loss(piece, writer.losses + lost_beside(writer, self._job.target), None)
+        declared(piece, writer.losses + lost_beside(writer, self._job.target), None, allowed=self._job.allow_loss)
         return writer
 
     def write(self, piece: Dump, sink: Sink) -> None:

@@ -17,20 +17,13 @@ if TYPE_CHECKING:
     from dumpxlate.format import Writer
     from dumpxlate.stores import MapFit
 
-__all__ = ["lost_beside", "lost_by_map", "refuse_damage", "refuse_loss"]
+__all__ = ["declared", "lost_beside", "refuse_damage"]
 
 
 def lost_beside(writer: Writer, target: str | os.PathLike[str] | PipeSink) -> tuple[Loss, ...]:
     """Say what stands in the file beside the output, where there is no place beside it."""
     if isinstance(target, PipeSink) and isinstance(writer, Accompanied):
         return (Loss(writer.companion_holds, f"there is no place for {writer.companion_suffix} beside a pipe"),)
-    return ()
-
-
-def lost_by_map(fit: MapFit | None) -> tuple[Loss, ...]:
-    """Say what of the dump is left out since its map does not lead there; a few such pages are no reason to stop."""
-    if fit and fit.unmapped:
-        return (Loss(f"{fit.unmapped:,} pages of the dump", "no pfn of the map leads to them"),)
     return ()
 
 
@@ -42,7 +35,23 @@ def refuse_damage(dump: Dump, *, salvage: bool) -> None:
         )
 
 
-def refuse_loss(dump: Dump, losses: Sequence[Loss], fit: MapFit | None) -> None:
+def declared(dump: Dump, losses: tuple[Loss, ...], fit: MapFit | None, *, allowed: bool) -> tuple[Loss, ...]:
+    """Give all that is lost, unless that stops the conversion.
+
+    A few pages that the map does not lead to are no reason to stop, and a loss all the same.
+
+    Raises:
+        LossyConversionError: the target cannot carry something.
+        MapError: the map does not fit.
+    """
+    if not allowed:
+        _refuse_loss(dump, losses, fit)
+    if fit and fit.unmapped:
+        losses += (Loss(f"{fit.unmapped:,} pages of the dump", "no pfn of the map leads to them"),)
+    return losses
+
+
+def _refuse_loss(dump: Dump, losses: Sequence[Loss], fit: MapFit | None) -> None:
     """Stop before a byte is written where the result would not hold what the dump holds."""
     if fit and not fit.fits:
         raise MapError(

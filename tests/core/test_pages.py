@@ -257,6 +257,7 @@ def check_remapped(mfns: dict[int, int], held: set[int], zero: set[int], asked: 
         aliases=len(mfns) - len(set(mfns.values())),
         held=len(known),
         unmapped=len(known - set(mfns.values())),
+        invalid=max(mfns, default=-1) + 1 - len(mfns),
     )
 
 
