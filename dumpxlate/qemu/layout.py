@@ -356,8 +356,8 @@ def _windows(blocks: Sequence[Block], chipset: Chipset) -> Iterable[_Layer]:
 
 def _seen(layers: Sequence[_Layer], blocks: Sequence[Block]) -> tuple[Placement, ...]:
     """Put layers over one another; later ones hide earlier ones."""
-    size = np.array([0, *(block.length for block in blocks)], np.int64)
-    base = np.cumsum(size)  # of each block in one space of all of them; what only hides lies behind it
+    # Blocks in one space of all of them, a byte apart so that none continues another; what only hides lies behind.
+    base = np.cumsum(np.array([0, *(block.length + 1 for block in blocks)], np.int64))
     rows = np.array(
         [(layer.start, layer.length, (int(base[layer.block]) + layer.offset)) for layer in reversed(layers)], np.int64
     ).reshape(-1, 3)

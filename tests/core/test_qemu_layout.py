@@ -116,6 +116,13 @@ def test_numa_nodes_follow_each_other_over_the_hole() -> None:
     ]
 
 
+def test_numa_nodes_that_are_neighbours_in_table_and_memory_stay_apart() -> None:
+    nodes = [Block(f"ram-node{number}", GIB) for number in (0, 1)]
+
+    assert pieces("pc", *nodes) == ["0+40000000 ram-node0@0", "40000000+40000000 ram-node1@0"]
+    assert not lay_out(board_of("pc"), nodes).unplaced
+
+
 def test_a_screen_hides_its_window_and_is_seen_where_its_bar_says() -> None:
     screen = "0000:00:02.0/vga.vram"
     blocks = (Block("pc.ram", 2 * MIB), Block(screen, 16 * MIB))
