@@ -28,6 +28,9 @@ _CMOS = 128
 _CMOS_ABOVE = slice(0x5B, 0x5E)
 """RAM above 4 GiB in units of 64 KiB."""
 
+_CMOS_EXTENDED, _CMOS_BELOW = slice(0x30, 0x32), slice(0x34, 0x36)
+"""RAM from 1 MiB on in KiB, which reaches to 64 MiB; RAM from 16 MiB up to 4 GiB in units of 64 KiB."""
+
 _ALL_PLANES, _CHAIN_4 = 0x0F, 0x08
 _VBE_ENABLE = 4
 _WINDOWS = ((0xA0000, 0x20000), (0xA0000, 0x10000), (0xB0000, 0x8000), (0xB8000, 0x8000))
@@ -47,18 +50,27 @@ def read_chipset(states: Sequence[DeviceState], blocks: Sequence[Block]) -> Chip
         states: of all devices.
         blocks: the RAM blocks; those of PCI devices begin with the device's place.
     """
-    above, shadowed = None, UNKNOWN.shadowed
+    above, size, shadowed = None, None, UNKNOWN.shadowed
     for state in states:
         kind = state.name.split("/")[-1]
         if kind == "mc146818rtc" and len(state.body) >= _CMOS:
             above = int.from_bytes(state.body[_CMOS_ABOVE], "little") << 16
+            size = _size(state.body, above)
         elif kind in _PAM and len(config := state.config()) == 256:
             shadowed = _shadowed(config[_PAM[kind] : _PAM[kind] + 7])
     # Of a device with two states (virtio-vga) one has the configuration.
     configs = {state.place: state.config() for state in states if state.config()}
     bars = {block.name: _bar(block, configs.get(block.name.split("/")[0], b"")) for block in blocks}
     seen = {name: address for name, address in bars.items() if address >= 0}
-    return Chipset(above, shadowed, seen, tuple(filter(None, map(_window, states))))
+    return Chipset(above, shadowed, seen, tuple(filter(None, map(_window, states))), size)
+
+
+def _size(cmos: bytes, above: int) -> int | None:
+    """Give how much RAM a machine began with; None where it does not say, or has less than 1 MiB."""
+    extended, below = (int.from_bytes(cmos[part], "little") for part in (_CMOS_EXTENDED, _CMOS_BELOW))
+    if not extended and not below:
+        return None
+    return above + ((16 << 20) + (below << 16) if below else (1 << 20) + (extended << 10))
 
 
 def _shadowed(pam: bytes) -> tuple[bool, ...]:

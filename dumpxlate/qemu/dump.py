@@ -11,7 +11,7 @@ from dumpxlate.pageset import EMPTY
 from dumpxlate.qemu.chipset import read_chipset
 from dumpxlate.qemu.cpus import read_cpus
 from dumpxlate.qemu.devices import devices
-from dumpxlate.qemu.layout import board_of, lay_out, main_memory
+from dumpxlate.qemu.layout import board_of, lay_out
 from dumpxlate.qemu.pages import StreamStore
 from dumpxlate.qemu.stream import read_stream
 from dumpxlate.vmcoreinfo import MAX_BYTES, VmCoreInfo
@@ -72,7 +72,7 @@ def open_stream(
     if not cpus:
         stream.remarks.append("registers are not read: the processors' states are not there, or not described")
     pages = _store(stream, table, layout, lacks)
-    _complain(stream, table, layout, pages)
+    _complain(stream, layout, pages)
     vmcoreinfo = _vmcoreinfo(states, pages, endian, stream.remarks)
     return Dump(
         format=format,
@@ -117,11 +117,10 @@ def _vmcoreinfo(
         return None
 
 
-def _complain(stream: Stream, table: BlockTable, layout: GuestLayout, pages: StreamStore) -> None:
+def _complain(stream: Stream, layout: GuestLayout, pages: StreamStore) -> None:
     """Say which memory is missing."""
     if pages.newer:
         stream.damage.append(_older(pages))
-    names = [block.name for block in table.blocks]
     if stream.flushes and pages.unsent:
         stream.damage.append(
             f"{pages.unsent:,} pages went over other connections (multifd), which the file does not hold"
@@ -133,12 +132,7 @@ def _complain(stream: Stream, table: BlockTable, layout: GuestLayout, pages: Str
             else "what the guest called free"
         )
         stream.remarks.append(f"{pages.unsent:,} pages of RAM are not in the stream: QEMU leaves out {why}")
-    memory = main_memory(names)
-    apart = [names[number] for number in layout.unplaced if _is_memory(names[number])]
-    if apart:
-        stream.damage.append(
-            f"memory beside {names[memory[0]]} is left out, since its address is not known: {', '.join(apart)}"
-        )
+    stream.damage += layout.damage
     if not stream.machine:
         stream.remarks.append(f"the stream names no type of machine: taken for {layout.board.name}")
 
@@ -154,11 +148,6 @@ def _older(pages: StreamStore) -> str:
         f"up to {pages.newer:,} of {pages.older.count:,} pages may be as they were before: newer copies of them may be "
         f"lost with what is passed over ({where}{', ...' if more else ''})"
     )
-
-
-def _is_memory(name: str) -> bool:
-    """Whether a block would be taken for memory if it were alone: a DIMM that was plugged in."""
-    return bool(main_memory([name]))
 
 
 def _attributes(stream: Stream, layout: GuestLayout, table: BlockTable) -> dict[str, int | str]:

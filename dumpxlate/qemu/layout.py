@@ -17,9 +17,12 @@ import numpy as np
 
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.extents import first_wins, merge
+from dumpxlate.qemu.backends import find_memory, listed, main_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from dumpxlate.qemu.backends import MainMemory
 
 __all__ = [
     "UNKNOWN",
@@ -93,12 +96,14 @@ class Chipset:
             whether reading goes to RAM. Firmware sets all while it starts, so that is assumed where nothing is known.
         bars: guest-physical address by block, for blocks behind a PCI BAR that is switched on.
         windows: parts of screens that are seen where old programs look for them.
+        size: bytes of RAM that the machine began with, in whole units of 64 KiB, as the CMOS tells.
     """
 
     above_4g: int | None = None
     shadowed: tuple[bool, ...] = (True,) * 13
     bars: Mapping[str, int] | None = None
     windows: tuple[Window, ...] = ()
+    size: int | None = None
 
 
 UNKNOWN = Chipset()
@@ -144,6 +149,7 @@ class GuestLayout:
         below_4g: bytes of RAM below 4 GiB; all of it on machines without a hole there.
         unplaced: numbers of the blocks that are not, or only nobody knows where, in guest-physical memory.
         remarks: what was inferred, for people.
+        damage: memory that is left out, or may be elsewhere.
     """
 
     board: Board
@@ -151,6 +157,7 @@ class GuestLayout:
     below_4g: int
     unplaced: tuple[int, ...]
     remarks: tuple[str, ...]
+    damage: tuple[str, ...] = ()
 
 
 _I440FX = Board("pc", "x86_64", limit=0xE0000000, split=0xC0000000, pam=True)
@@ -180,11 +187,6 @@ _VIRT = {
 """Machines called "virt", which several architectures have, by the name of their memory."""
 
 _BY_MEMORY = {"pc.ram": _I440FX, "s390.ram": Board("s390-ccw-virtio", "s390x"), **_VIRT}
-_MAIN = {"pc.ram", "microvm.ram", "s390.ram", "ppc_spapr.ram", "ppc_core99.ram", "ppc_heathrow.ram", *_VIRT}
-_NO_MEMORY = re.compile(
-    r"/rom@.*|[0-9a-f]{4}:[0-9a-f]{2}:.*|.*(\.|-|/)(v?ram|rom|bios|fifo|mrom)[0-9]*|.*\.flash[0-9]*|isa-bios|.*vram.*"
-)
-"""Names of blocks that are certainly not main memory; those in _MAIN are looked for first."""
 
 
 def board_of(machine: str, names: Iterable[str] = ()) -> Board:
@@ -213,24 +215,6 @@ def board_of(machine: str, names: Iterable[str] = ()) -> Board:
     return board
 
 
-def main_memory(names: Sequence[str]) -> tuple[int, ...]:
-    """Find the blocks that are the machine's memory, in the order in which they follow each other.
-
-    That is the one with the name that the machine gives it, or else all backends that the user named; those of NUMA
-    nodes follow each other by the numbers in their names.
-    """
-    known = tuple(number for number, name in enumerate(names) if name in _MAIN)
-    if known:
-        return known[:1]
-    backends = [number for number, name in enumerate(names) if not _NO_MEMORY.fullmatch(name)]
-    return tuple(sorted(backends, key=lambda number: _natural(names[number])))
-
-
-def _natural(name: str) -> tuple[str, int]:
-    stem = name.rstrip("0123456789")
-    return stem, int(name[len(stem) :] or 0) if len(name) - len(stem) < 10 else 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Layer:
     """A range of addresses that hides those given before it; block -1 only hides."""
@@ -253,9 +237,10 @@ def lay_out(
         chipset: what registers tell.
 
     Raises:
-        UnsupportedFeatureError: no block looks like the machine's memory.
+        UnsupportedFeatureError: no block looks like the machine's memory, or several do and nothing tells which is.
     """
-    memory = main_memory([block.name for block in blocks])
+    found = find_memory([block.name for block in blocks], [block.length for block in blocks], chipset.size)
+    memory = found.blocks
     if not memory:
         raise UnsupportedFeatureError("no RAM block looks like the machine's memory", feature="RAM blocks")
     size = sum(blocks[number].length for number in memory)
@@ -274,7 +259,18 @@ def lay_out(
     placements = _seen(layers, blocks)
     placed = {placement.block for placement in placements}
     unplaced = tuple(number for number in range(len(blocks)) if number not in placed)
-    return GuestLayout(board, placements, below, unplaced, tuple(remarks))
+    return GuestLayout(board, placements, below, unplaced, tuple(remarks), _missing(blocks, found))
+
+
+def _missing(blocks: Sequence[Block], memory: MainMemory) -> tuple[str, ...]:
+    """Say which memory is left out, or may be elsewhere."""
+    said = [memory.doubt] if memory.doubt else []
+    if memory.apart:
+        names = listed([blocks[number].name for number in memory.apart])
+        said.append(
+            f"memory beside {blocks[memory.blocks[0]].name} is left out, since its address is not known: {names}"
+        )
+    return tuple(said)
 
 
 def _below_4g(board: Board, size: int, told: int | None, above: int | None, remarks: list[str]) -> int:

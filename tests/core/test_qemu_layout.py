@@ -123,6 +123,49 @@ def test_numa_nodes_that_are_neighbours_in_table_and_memory_stay_apart() -> None
     assert not lay_out(board_of("pc"), nodes).unplaced
 
 
+def memory(*blocks: tuple[str, int], told: int | None = None) -> str:
+    """The names of what is laid out as memory, in their order, and in brackets what is missing or in doubt."""
+    laid = [Block(*each) for each in blocks]
+    layout = lay_out(board_of("pc"), laid, chipset=Chipset(size=told))
+    return " ".join([*(laid[each.block].name for each in layout.placements), *(f"[{each}]" for each in layout.damage)])
+
+
+BESIDE = "is left out, since its address is not known"
+
+
+@pytest.mark.parametrize("told", [None, 64 * MIB])
+@pytest.mark.parametrize("node", ["ram-node0", "/objects/ram-node0", "pc.ram", "main"])
+@pytest.mark.parametrize("dimm", ["memdimm0", "dimm1", "/objects/nvdimm2", "memvirtiopmem0"])
+def test_a_dimm_is_told_from_the_machines_memory_by_its_customary_name(node: str, dimm: str, told: int | None) -> None:
+    for blocks in (((node, 64 * MIB), (dimm, 32 * MIB)), ((dimm, 128 * MIB), (node, 64 * MIB))):
+        assert memory(*blocks, told=told) == f"{node} [memory beside {node} {BESIDE}: {dimm}]"
+
+
+def test_the_size_that_the_cmos_tells_decides_where_names_do_not() -> None:
+    blocks = (("m0", 64 * MIB), ("m1", 32 * MIB), ("m2", 16 * MIB))
+    assert memory(*blocks, told=112 * MIB) == "m0 m1 m2"
+    assert memory(*blocks, told=80 * MIB) == f"m0 m2 [memory beside m0 {BESIDE}: m1]"
+    assert memory(*blocks, told=16 * MIB) == f"m2 [memory beside m2 {BESIDE}: m0, m1]"
+    assert memory(("dimm0", 64 * MIB), ("m1", 32 * MIB), told=64 * MIB) == f"dimm0 [memory beside dimm0 {BESIDE}: m1]"
+    assert memory(("m0", 64 * MIB + 4096), ("m1", 32 * MIB), told=64 * MIB) == f"m0 [memory beside m0 {BESIDE}: m1]"
+    assert memory(("m0", 1024 * GIB + MIB), ("m1", 2 * MIB), told=MIB) == f"m0 m0 [memory beside m0 {BESIDE}: m1]"
+
+
+def test_what_neither_names_nor_the_cmos_tell_is_said() -> None:
+    equal = (("m0", 64 * MIB), ("m1", 64 * MIB))
+    with pytest.raises(UnsupportedFeatureError, match="which of the RAM blocks m0, m1 that was is not told"):
+        memory(*equal, told=64 * MIB)
+    for told in (None, MIB):
+        assert "m0 m1 [m0, m1: whether these are NUMA nodes or DIMMs" in memory(*equal, told=told)
+    assert "in which order these NUMA nodes follow" in memory(("red", MIB), ("blue", MIB), told=2 * MIB)
+    assert memory(("ram-node0", MIB), ("ram-node1", MIB)) == "ram-node0 ram-node1"
+
+
+def test_many_backends_take_no_time() -> None:
+    names = [(f"m{number}", MIB) for number in range(4096)]
+    assert "m15 and 4,080 more: whether" in memory(*names, told=2 * MIB)
+
+
 def test_a_screen_hides_its_window_and_is_seen_where_its_bar_says() -> None:
     screen = "0000:00:02.0/vga.vram"
     blocks = (Block("pc.ram", 2 * MIB), Block(screen, 16 * MIB))

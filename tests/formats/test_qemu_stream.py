@@ -231,8 +231,10 @@ def cpu(*, long: bool, instance: int = 0) -> build.Device:
     return ("cpu", instance, fields)
 
 
-def cmos(above: int) -> build.Device:
+def cmos(above: int, below: int = 0) -> build.Device:
     data = bytearray(128)
+    data[0x30:0x32] = min(max(below - (1 << 20), 0) >> 10, 0xFFFF).to_bytes(2, "little")
+    data[0x34:0x36] = (max(below - (16 << 20), 0) >> 16).to_bytes(2, "little")
     data[0x5B:0x5E] = (above >> 16).to_bytes(3, "little")
     return ("mc146818rtc", 0, [("cmos_data", bytes(data), 128)])
 
@@ -356,6 +358,16 @@ def test_pages_that_went_over_other_connections_are_damage() -> None:
 def test_memory_that_was_plugged_in_is_damage() -> None:
     with open_bytes(stream(ram(block_table({**RAM, "/objects/dimm1": 0x1000}), zero(0, "pc.ram")))) as dump:
         assert dump.damage == ("memory beside pc.ram is left out, since its address is not known: /objects/dimm1",)
+
+
+@pytest.mark.parametrize(("mib", "above"), [(2, 0), (20, 0), (2, 16), (20, 16)])
+def test_the_cmos_tells_a_plugged_dimm_from_the_machines_memory(mib: int, above: int) -> None:
+    table = block_table({"a": 3 << 20, "b": mib + above << 20})
+    records = build.page(1, page(1), "b") + build.page(1, page(2), "a")
+    with open_bytes(stream(ram(table, records), devices=[cmos(above << 20, mib << 20)])) as dump:
+        assert read(dump, 1) == page(1)
+        assert dump.damage == ("memory beside b is left out, since its address is not known: a",)
+        assert dump.pages.ram.stop == ((0x100000 + above * 256) if above else mib * 256)
 
 
 # mapped-ram.
