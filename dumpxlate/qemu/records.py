@@ -126,6 +126,10 @@ class RecordLog:
                 f"memory in more than {_MOST_RUNS:,} pieces: no real stream has so many", feature="runs"
             )
 
+    def has_content(self) -> bool:
+        """Tell whether any page is said to be something else than zeros."""
+        return bool((self.columns()[0] != Kind.ZERO).any())
+
     def columns(self) -> tuple[Int64s, Int64s, Int64s, Int64s]:
         """Give kind, first page, count and offset of each run."""
         rows = np.frombuffer(self._rows, np.int64).reshape(-1, 3)

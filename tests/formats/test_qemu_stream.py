@@ -355,8 +355,30 @@ def test_pages_that_went_over_other_connections_are_damage() -> None:
         assert "64 pages went over other connections (multifd)" in dump.damage[0]
 
 
+@pytest.mark.parametrize("records", [b"", zero(0, "pc.ram") + zero(1)])
+def test_pages_that_went_over_other_connections_without_a_mark_are_damage(records: bytes) -> None:
+    with open_bytes(small(records, b"")) as dump:
+        assert re.search(r"6[24] pages went over other connections \(multifd\)", dump.damage[0])
+        assert check(dump).missing.pages == 64 - records.count(b"pc.ram") * 2
+        assert not any("leaves out" in remark for remark in dump.remarks)
+
+
+@pytest.mark.parametrize(
+    ("records", "more", "why"),
+    [
+        (zero(0, "pc.ram"), {"subsections": [build.capabilities("x-ignore-shared")]}, "shared memory"),
+        (build.page(0, page(0), "pc.ram"), {}, "called free"),
+        (zero(0, "pc.ram") + zero(1, fill=7), {}, "called free"),
+    ],
+)
+def test_pages_that_qemu_leaves_out_are_a_remark(records: bytes, more: dict[str, object], why: str) -> None:
+    with open_bytes(small(records, **more)) as dump:
+        assert not dump.damage
+        assert any(why in remark for remark in dump.remarks)
+
+
 def test_memory_that_was_plugged_in_is_damage() -> None:
-    with open_bytes(stream(ram(block_table({**RAM, "/objects/dimm1": 0x1000}), zero(0, "pc.ram")))) as dump:
+    with open_bytes(stream(ram(block_table({**RAM, "/objects/dimm1": 0x1000}), GOOD))) as dump:
         assert dump.damage == ("memory beside pc.ram is left out, since its address is not known: /objects/dimm1",)
 
 
