@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.qemu.configuration import Fields, read_configuration
+from dumpxlate.qemu.pages import winners
 from dumpxlate.qemu.ram import BlockTable, read_table
 from dumpxlate.qemu.records import PageRecords, RecordLog
 from dumpxlate.qemu.resync import Resync, complaints
@@ -119,7 +120,7 @@ def read_stream(source: Source) -> Stream:
     except (CorruptDumpError, TruncatedDumpError) as error:
         if reader.stream.table is None:
             raise
-        if reader.ram_ended:
+        if reader.past_ram:
             reader.stream.remarks.append(f"the devices' states are read up to a defect: {error}")
         else:
             reader.stream.damage.append(f"{error}; pages behind it are missing")
@@ -130,8 +131,27 @@ def read_stream(source: Source) -> Stream:
     if stream.table is None:
         raise CorruptDumpError("ends without a RAM section", offset=source.size, what="QEMU stream")
     if not reader.ram_ended and not stream.damage:
-        stream.damage.append("the stream ends before its RAM does: pages are missing")
+        _judge_end(stream, past_ram=reader.past_ram)
     return stream
+
+
+def _judge_end(stream: Stream, *, past_ram: bool) -> None:
+    """Say what it means that the section is not there with which RAM ends.
+
+    A background snapshot has none, since QEMU writes each page once and then what it saved of the devices before.
+    """
+    assert stream.table is not None
+    if not past_ram:
+        stream.damage.append("the stream ends before its RAM does: pages are missing")
+        return
+    found = winners(stream.log)
+    unsent = stream.table.base[-1] - int(found.count.sum())
+    if unsent:
+        stream.damage.append(f"RAM has no end in the stream, and {unsent:,} pages are not in it")
+    elif found.repeated:
+        stream.damage.append("RAM has no end in the stream: newer pages may be missing")
+    else:
+        stream.remarks.append("RAM has no end in the stream, but each page once: it is a background snapshot")
 
 
 def _is_device(view: memoryview, at: int) -> bool:
@@ -147,6 +167,7 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         self.stream = Stream(source)
         self.ram_ended = False
+        self._states = False
         self._source = source
         self._fields = Fields(source)
         self._names: dict[int, str] = {}
@@ -155,6 +176,11 @@ class _Reader:
         self._passed = 0
         self._resync: Resync | None = None
         self._records: PageRecords | None = None
+
+    @property
+    def past_ram(self) -> bool:
+        """Whether no pages can follow: states of devices do so only behind all of them."""
+        return self.ram_ended or self._states
 
     def close(self) -> None:
         """Let the file go."""
@@ -192,7 +218,7 @@ class _Reader:
         kind = self._fields.bytes(at, 1, "section")[0]
         if kind != _EOF:
             return self._section(at, kind)
-        if self.stream.table and not self.ram_ended:
+        if self.stream.table and not self.past_ram:
             raise CorruptDumpError("ends before its RAM does", offset=at, what="stream")
         if not self._can_follow(at) and (found := self._next_device(at + 1)) is not None:
             return self._without_devices(found, "zeros that are no end of it")
@@ -216,9 +242,9 @@ class _Reader:
             CorruptDumpError: they do not, or it is no defect among pages.
         """
         stream, records = self.stream, self._records
-        if self.ram_ended and (device := self._next_device(self._begun + 1)) is not None:
+        if self.past_ram and (device := self._next_device(self._begun + 1)) is not None:
             return self._without_devices(device, str(error))
-        if records is None or self.ram_ended or stream.table is None or stream.table.mapped:
+        if records is None or self.past_ram or stream.table is None or stream.table.mapped:
             raise error
         if self._resync is None:
             names = [block.name.encode() for block in stream.table.blocks]
@@ -283,10 +309,12 @@ class _Reader:
         elif not name:
             raise CorruptDumpError(f"number {number} was never begun", offset=at, what="section")
         if name == "ram":
+            self._states = False
             end = self._ram_section(body, kind, number, version)
             return self._footer(end, number)
         end = self._end_of(body, number, name)
         if kind == _FULL:
+            self._states = self._records is not None
             self.stream.sections.append(Section(name, instance, version, body, end - body))
         return end + 5
 

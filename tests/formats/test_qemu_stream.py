@@ -602,6 +602,38 @@ def test_a_stream_that_is_cut_is_damaged_wherever_it_is_cut() -> None:
         assert not dump.cpus
 
 
+EVERY = build.page(0, page(0), "pc.ram") + b"".join(zero(number) for number in range(1, 64))
+
+
+def test_a_background_snapshot_has_no_end_of_ram_but_each_page() -> None:
+    devices = [cpu(long=True), cmos(0), cpu(long=True, instance=1)]
+    whole = stream(ram(TABLE, EVERY[: -5 * 9], EVERY[-5 * 9 :], last=2), devices=devices)
+    with open_bytes(whole) as dump:
+        assert not dump.damage
+        assert dump.cpus[0].registers["rax"] == 0x100
+        assert any("background snapshot" in remark for remark in dump.remarks)
+    broken = whole.replace(b"\x04" + struct.pack(">I", 102), b"\x0c" + struct.pack(">I", 102))
+    with open_bytes(broken) as dump:
+        assert not dump.damage
+        assert any("read up to a defect" in remark for remark in dump.remarks)
+
+
+@pytest.mark.parametrize(
+    ("parts", "devices", "damage"),
+    [
+        ((EVERY[:-9],), True, "and 1 pages are not in it"),
+        ((EVERY, zero(0)), True, "newer pages may be missing"),
+        ((EVERY,), False, "ends before its RAM does"),
+    ],
+)
+def test_what_is_no_background_snapshot_is_damaged_without_an_end(
+    parts: tuple[bytes, ...], devices: bool, damage: str
+) -> None:
+    with open_bytes(stream(ram(TABLE, *parts, last=2), devices=[cpu(long=True)] if devices else [])) as dump:
+        assert damage in dump.damage[0]
+        assert len(dump.cpus) == devices
+
+
 def test_damage_stops_a_conversion_unless_it_is_told_to_salvage(tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(small(GOOD + build.page(1, page(1)))[:6000])
     with dumpxlate.open(tmp_path / "cut") as dump:
