@@ -319,9 +319,12 @@ class _Patches:
         if not len(row):
             return
         full = winners(log, without=Kind.DELTA)
+        self._base = np.full(len(row), -1, np.int64)
+        self._skip = np.zeros(len(row), np.int64)
         at = Extents(full.start, full.count, full.row).find(page[self._row])
-        self._base = np.where(at >= 0, full.row[at], -1)
-        self._skip = np.where(at >= 0, page[self._row] - page[self._base], 0)
+        there = at >= 0  # none is where all records are changes
+        self._base[there] = full.row[at[there]]
+        self._skip[there] = page[self._row[there]] - page[self._base[there]]
         deltas = np.flatnonzero(kind == Kind.DELTA)
         deltas = deltas[np.argsort(page[deltas], kind="stable")]
         self._deltas = deltas

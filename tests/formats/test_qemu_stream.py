@@ -181,6 +181,17 @@ def test_changes_that_cannot_be_make_a_bad_page(changes: bytes) -> None:
         assert read_pages(dump.pages, np.arange(2), out).tolist() == [PageState.BAD, PageState.STORED]
 
 
+def test_changes_to_pages_that_were_never_sent_are_bad() -> None:
+    for more, state in (
+        (b"", PageState.EXCLUDED),
+        (zero(2), PageState.ZERO),
+        (build.page(2, page(2)), PageState.STORED),
+    ):
+        with open_bytes(small(delta(1, b"\x02\x03abc", "pc.ram") + more)) as dump:
+            assert batch_states(dump, 3) == [PageState.EXCLUDED, PageState.BAD, state]
+            assert check(dump).missing.pages == 1
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_long_runs_and_short_ones_of_both_kinds(seed: int) -> None:
     """Against a plain loop over the same records: runs of every length, addresses in order and not."""
