@@ -120,6 +120,7 @@ class Board:
         ram: address where memory begins.
         limit: a PC: RAM of this size and more is split.
         split: a PC: bytes that stay below 4 GiB then; 0 on machines without such a hole.
+        raises: whether ``max-ram-below-4g`` may be more than the limit, which it takes the place of.
         pam: whether RAM can be switched in front of the ROMs below 1 MiB.
         roms: address of a block by its name.
         hidden: ranges (start, length) where something else than RAM is seen.
@@ -130,13 +131,26 @@ class Board:
     ram: int = 0
     limit: int = 0
     split: int = 0
+    raises: bool = False
     pam: bool = False
     roms: tuple[tuple[str, int], ...] = ()
     hidden: tuple[tuple[int, int], ...] = ()
 
-    def below_4g(self, size: int) -> int:
-        """Give how many of a machine's bytes of RAM lie below 4 GiB, unless ``max-ram-below-4g`` was given."""
-        return self.split if self.split and size >= self.limit else size
+    def below_4g(self, size: int, most: int | None = None) -> int:
+        """Give how many of a machine's bytes of RAM lie below 4 GiB.
+
+        Args:
+            size: bytes of RAM in all.
+            most: what ``max-ram-below-4g`` was set to; None where it was not given.
+        """
+        if not self.split:
+            return size
+        if self.raises:
+            most = most or self.limit
+            low = min(most, self.split) if size >= most and self.split < self.limit else most
+        else:
+            low = min(self.split if size >= self.limit else self.limit, most or _4GIB)
+        return min(size, low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +174,14 @@ class GuestLayout:
     damage: tuple[str, ...] = ()
 
 
-_I440FX = Board("pc", "x86_64", limit=0xE0000000, split=0xC0000000, pam=True)
+_I440FX = Board("pc", "x86_64", limit=0xE0000000, split=0xC0000000, raises=True, pam=True)
 _BOARDS: tuple[tuple[re.Pattern[str], Board], ...] = (
-    (re.compile(r"isapc"), Board("isapc", "x86_64", limit=0xE0000000, split=0xC0000000)),
+    (re.compile(r"isapc"), Board("isapc", "x86_64", limit=0xE0000000, split=0xE0000000, raises=True)),
     (re.compile(r"(pc-)?q35.*|.*-q35.*"), Board("q35", "x86_64", limit=0xB0000000, split=0x80000000, pam=True)),
     (
         # Split at 3.5 GiB until 2.0, so that large pages did not fit.
         re.compile(r"pc-(i440fx-)?[01]\..*|rhel[56]\..*"),
-        Board("pc", "x86_64", limit=0xE0000000, split=0xE0000000, pam=True),
+        Board("pc", "x86_64", limit=0xE0000000, split=0xE0000000, raises=True, pam=True),
     ),
     (re.compile(r"microvm"), Board("microvm", "x86_64", limit=0xC0000000, split=0xC0000000)),
     (re.compile(r"xenfv.*|xenpv"), Board("xenfv", "x86_64", limit=0xF0000000, split=0xF0000000, pam=True)),
@@ -280,7 +294,12 @@ def _below_4g(board: Board, size: int, told: int | None, above: int | None, rema
             raise UnsupportedFeatureError(
                 f"{told:#x} bytes of RAM below 4 GiB: expected whole MiB, up to 4 GiB", feature="ram_below_4g"
             )
-        return min(told, size)
+        below = board.below_4g(size, told) if board.split else min(told, size)
+        if below < min(told, size):
+            remarks.append(
+                f"{below:#x} bytes of RAM lie below 4 GiB, not {told:#x}: a machine like {board.name} has no more there"
+            )
+        return below
     if not board.split:
         return size
     usual = board.below_4g(size)

@@ -60,6 +60,8 @@ def test_areas_are_shadowed_one_by_one() -> None:
         ("pc-1.2", 8 * GIB, 0xE0000000),
         ("pc-q35-7.2", 0xB0000000 - MIB, 0xB0000000 - MIB),
         ("pc-q35-rhel9.2.0", 0xB0000000, 0x80000000),
+        ("isapc", 0xE1000000, 0xE0000000),
+        ("isapc", 0xCE400000, 0xCE400000),
         ("microvm", 4 * GIB, 0xC0000000),
         ("xenfv-4.2", 4 * GIB, 0xF0000000),
         ("pseries-7.2", 64 * GIB, 64 * GIB),
@@ -78,6 +80,31 @@ def test_the_user_and_then_the_cmos_know_better_than_the_rule() -> None:
     odd = lay_out(board, blocks, chipset=Chipset(above_4g=9 * GIB))
     assert odd.below_4g == 3 * GIB
     assert "cannot be" in odd.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("machine", "size", "most", "below"),
+    [
+        ("q35", 4 * GIB, 3 * GIB, 2 * GIB),  # 7.2's pc.ram ends at 0x7fffffff
+        ("q35", 4 * GIB, GIB, GIB),
+        ("q35", 0xA0000000, 3 * GIB, 0xA0000000),
+        ("pc", 6 * GIB, 2 * GIB, 2 * GIB),
+        ("pc", 6 * GIB, 0xD0000000, 0xC0000000),
+        ("pc", 6 * GIB, 4 * GIB, 0xC0000000),
+        ("pc", 3968 * MIB, 4 * GIB, 3968 * MIB),
+        ("pc", 3 * GIB, 0xA0000000, 0xA0000000),
+        ("pc-i440fx-1.7", 6 * GIB, 4 * GIB, 4 * GIB),
+        ("isapc", 6 * GIB, 0xD0000000, 0xD0000000),
+        ("xenfv", 6 * GIB, 4 * GIB, 0xF0000000),
+        ("virt", 6 * GIB, 4 * GIB, 4 * GIB),
+    ],
+)
+def test_what_the_user_says_of_the_split_counts_as_far_as_the_board_takes_it(
+    machine: str, size: int, most: int, below: int
+) -> None:
+    layout = lay_out(board_of(machine), [Block("pc.ram", size)], below_4g=most)
+    assert layout.below_4g == below
+    assert any("has no more there" in remark for remark in layout.remarks) == (below < min(size, most))
 
 
 def test_a_pc_whose_ram_may_begin_again_at_one_tib_says_so() -> None:
