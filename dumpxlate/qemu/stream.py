@@ -121,7 +121,7 @@ def read_stream(source: Source) -> Stream:
         if reader.stream.table is None:
             raise
         if reader.past_ram:
-            reader.stream.remarks.append(f"the devices' states are read up to a defect: {error}")
+            reader.stream.remarks.append(_unread(error, footers=reader.footers))
         else:
             reader.stream.damage.append(f"{error}; pages behind it are missing")
     finally:
@@ -133,6 +133,15 @@ def read_stream(source: Source) -> Stream:
     if not reader.ram_ended and not stream.damage:
         _judge_end(stream, past_ram=reader.past_ram)
     return stream
+
+
+def _unread(error: Exception, *, footers: bool) -> str:
+    """Say why states of devices are not read."""
+    if footers:
+        return f"the devices' states are read up to a defect: {error}"
+    return (
+        "the devices' states are not read: nothing marks where they end, as in all streams of machine types before 2.4"
+    )
 
 
 def _judge_end(stream: Stream, *, past_ram: bool) -> None:
@@ -167,6 +176,7 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         self.stream = Stream(source)
         self.ram_ended = False
+        self.footers = False
         self._states = False
         self._source = source
         self._fields = Fields(source)
@@ -325,6 +335,7 @@ class _Reader:
         found = self._fields.u32(at + 1, "section footer")
         if found != number:
             raise CorruptDumpError(f"of section {found}, expected {number}", offset=at, what="section footer")
+        self.footers = True
         return at + 5
 
     def _ram_section(self, at: int, kind: int, number: int, version: int) -> int:

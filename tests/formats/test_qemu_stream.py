@@ -338,6 +338,16 @@ def test_streams_of_old_qemus_have_neither_configuration_nor_footers(footers: bo
         assert any("names no type" in remark for remark in dump.remarks)
 
 
+def test_a_stream_without_footers_says_calmly_that_registers_are_not_read() -> None:
+    records = build.page(0, page(0), "pc.ram")
+    data = stream(ram(TABLE, records, footers=False), machine=None, devices=[cpu(long=True)])
+    with open_bytes(data.replace(build.footer(100), b"")) as dump:
+        assert not dump.damage
+        assert "machine types before 2.4" in dump.remarks[0]
+        assert "registers are not read" in dump.remarks[1]
+        assert not any("defect" in remark for remark in dump.remarks)
+
+
 def test_what_capabilities_put_into_the_table_is_passed_over() -> None:
     extras = {
         "pc.ram": struct.pack(">QQ", 0x200000, 0), "pc.rom": struct.pack(">Q", 0xC0000),
