@@ -329,14 +329,28 @@ class _Reader:
         return end + 5
 
     def _footer(self, at: int, number: int) -> int:
-        """Pass over a footer, which streams have since QEMU 2.4."""
-        if at >= self._source.size or self._fields.bytes(at, 1, "section")[0] != _FOOTER:
+        """Pass over the footer of a section with pages, which streams have since QEMU 2.4; gives what follows.
+
+        Raises:
+            CorruptDumpError: it is of another section, or missing where others have one. Behind the last section with
+                pages that is damage alone: what follows are states of devices.
+        """
+        if at >= self._source.size:
             return at
-        found = self._fields.u32(at + 1, "section footer")
-        if found != number:
-            raise CorruptDumpError(f"of section {found}, expected {number}", offset=at, what="section footer")
-        self.footers = True
-        return at + 5
+        end, wrong = at, ""
+        if self._fields.bytes(at, 1, "section")[0] == _FOOTER:
+            found, end = self._fields.u32(at + 1, "section footer"), at + 5
+            wrong = f"of section {found}, expected {number}" if found != number else ""
+        elif self.footers:
+            wrong = f"missing for section {number}"
+        self.footers |= end > at
+        if not wrong:
+            return end
+        error = CorruptDumpError(wrong, offset=at, what="section footer")
+        if not self.ram_ended:
+            raise error
+        self.stream.damage.append(str(error))
+        return end
 
     def _ram_section(self, at: int, kind: int, number: int, version: int) -> int:
         """Read a section with pages; gives what is behind its payload."""

@@ -655,6 +655,19 @@ def test_what_is_no_background_snapshot_is_damaged_without_an_end(
         assert len(dump.cpus) == devices
 
 
+@pytest.mark.parametrize(
+    ("footer", "damage"), [(build.footer(9), "of section 9, expected 2"), (b"", "missing for section 2")]
+)
+def test_a_wrong_footer_behind_the_last_pages_is_damage_and_what_follows_is_read(footer: bytes, damage: str) -> None:
+    whole = small(GOOD, zero(1), devices=[cpu(long=True), cpu(long=True, instance=1)])
+    at = whole.rindex(build.footer(2))
+    with open_bytes(whole[:at] + footer + whole[at + 5 :]) as dump:
+        assert len(dump.damage) == 1
+        assert f"section footer at {at:#x}: {damage}" in dump.damage[0]
+        assert len(dump.cpus) == 2
+        assert read(dump, 0) == page(0)
+
+
 def test_damage_stops_a_conversion_unless_it_is_told_to_salvage(tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(small(GOOD + build.page(1, page(1)))[:6000])
     with dumpxlate.open(tmp_path / "cut") as dump:
