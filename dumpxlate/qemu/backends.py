@@ -20,7 +20,7 @@ from dumpxlate.errors import UnsupportedFeatureError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["MainMemory", "find_memory", "listed", "main_memory"]
+__all__ = ["MainMemory", "find_memory", "is_device_ram", "listed", "main_memory"]
 
 _MAIN = {
     "pc.ram", "microvm.ram", "s390.ram", "ppc_spapr.ram", "ppc_core99.ram", "ppc_heathrow.ram", "mach-virt.ram",
@@ -28,10 +28,16 @@ _MAIN = {
 }  # fmt: skip
 """Names that boards give their memory, and libvirt too."""
 
+_PCI = r"[0-9a-f]{4,8}:[0-9a-f]{2}:.*"
+_SYNIC = r"synic-[0-9]+-(msg|event)-page"
 _NO_MEMORY = re.compile(
-    r"/rom@.*|[0-9a-f]{4}:[0-9a-f]{2}:.*|.*(\.|-|/)(v?ram|rom|bios|fifo|mrom)[0-9]*|.*\.flash[0-9]*|isa-bios|.*vram.*"
+    rf"/rom@.*|{_PCI}|.*(\.|-|/)(v?ram|rom|bios|fifo|mrom)[0-9]*|.*\.flash[0-9]*|isa-bios|.*vram.*|(.*/)?tpm-ppi|{_SYNIC}"
 )
 """Names of blocks that are certainly not main memory; those in _MAIN are looked for first."""
+
+_DEVICE_RAM = re.compile(rf"(?!.*\.rom$)(?:{_PCI}|{_SYNIC})")
+"""Names of blocks that QEMU's own dumps have where the guest sees them: not the ROM of a card, which it hardly ever
+does, and not the TPM's page (tpm-ppi), which is left out there too (memory_region_is_ram_device)."""
 
 _OBJECTS = "/objects/"
 """Stands before the names of backends on machines before 4.0."""
@@ -74,6 +80,11 @@ def listed(names: Sequence[str]) -> str:
     """Name blocks, the first few of many."""
     more = len(names) - _TOLD
     return ", ".join(names[:_TOLD]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def is_device_ram(name: str) -> bool:
+    """Tell whether a block is memory of a device that the guest may see."""
+    return bool(_DEVICE_RAM.fullmatch(name))
 
 
 def main_memory(names: Sequence[str]) -> tuple[int, ...]:

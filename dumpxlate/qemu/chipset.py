@@ -1,11 +1,12 @@
 """What the states of devices tell about where memory lies.
 
-Sources: qemu hw/i386/pc.c (pc_cmos_init), hw/pci-host/i440fx.c, q35.c, pam.c, hw/display/vga.c, qxl.c; the headers of
-the PCI specification.
+Sources: qemu hw/i386/pc.c (pc_cmos_init), hw/pci-host/i440fx.c, q35.c, pam.c, hw/display/vga.c, qxl.c,
+hw/misc/ivshmem.c; the headers of the PCI specification.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from dumpxlate.qemu.layout import UNKNOWN, Chipset, Window
@@ -38,9 +39,14 @@ _WINDOWS = ((0xA0000, 0x20000), (0xA0000, 0x10000), (0xB0000, 0x8000), (0xB8000,
 
 _MEMORY_ENABLED = 2
 _COMMAND, _BAR, _ROM_BAR = 0x04, 0x10, 0x30
+_PORTS, _ROM_ENABLED = 1, 1
+"""Lowest bits of a BAR that leads to ports, not memory, and of that of a ROM."""
 
 _BARS = {"vga.vram": 0, "qxl.vgavram": 0, "qxl.vram": 1, "qxl.vrom": 2}
 """Number of the BAR behind which a device's block is, by the end of its name."""
+_SHARED_MEMORY = re.compile(r"ivshmem(-plain|-doorbell)?")
+_SHARED_MEMORY_BAR = 2
+"""Its block has the name that the user gave the backend."""
 
 
 def read_chipset(states: Sequence[DeviceState], blocks: Sequence[Block]) -> Chipset:
@@ -60,9 +66,15 @@ def read_chipset(states: Sequence[DeviceState], blocks: Sequence[Block]) -> Chip
             shadowed = _shadowed(config[_PAM[kind] : _PAM[kind] + 7])
     # Of a device with two states (virtio-vga) one has the configuration.
     configs = {state.place: state.config() for state in states if state.config()}
-    bars = {block.name: _bar(block, configs.get(block.name.split("/")[0], b"")) for block in blocks}
-    seen = {name: address for name, address in bars.items() if address >= 0}
-    return Chipset(above, shadowed, seen, tuple(filter(None, map(_window, states))), size)
+    shared = {state.place for state in states if _SHARED_MEMORY.fullmatch(state.name.partition("/")[2])}
+    bars = {}
+    for block in blocks:
+        place, _, name = block.name.partition("/")
+        number = _SHARED_MEMORY_BAR if place in shared else _BARS.get(name, -1)
+        address = _bar(block, number, configs.get(place, b""))
+        if address is not None:
+            bars[block.name] = address
+    return Chipset(above, shadowed, bars, tuple(filter(None, map(_window, states))), size)
 
 
 def _size(cmos: bytes, above: int) -> int | None:
@@ -79,20 +91,29 @@ def _shadowed(pam: bytes) -> tuple[bool, ...]:
     return tuple(bool(half & _READ_FROM_RAM) for half in (*halves, pam[0] >> 4))
 
 
-def _bar(block: Block, config: bytes) -> int:
-    """Give where a PCI device's block is seen, -1 where it is not."""
-    if len(config) < 0x40 or not config[_COMMAND] & _MEMORY_ENABLED:
-        return -1
-    number = next((bar for name, bar in _BARS.items() if block.name.endswith(f"/{name}")), -1)
-    if number >= 0:
-        at = _BAR + 4 * number
-        width, mask = 8 if config[at] & 6 == 4 else 4, ~0xF
-    elif block.name.endswith(".rom") and config[_ROM_BAR] & 1:
-        at, width, mask = _ROM_BAR, 4, ~0x7FF
-    else:
-        return -1
+def _bar(block: Block, number: int, config: bytes) -> int | None:
+    """Give where a PCI device's block is seen, -1 where it is not, None where that is not known.
+
+    Args:
+        block: the block.
+        number: of the BAR; -1 where that is not known.
+        config: the device's configuration space.
+    """
+    at, width, mask = _BAR + 4 * number, 4, ~0xF
+    if len(config) < 0x40:
+        return None
+    if block.name.endswith(".rom"):
+        at, mask = _ROM_BAR, ~0x7FF
+        if not config[at] & _ROM_ENABLED:
+            return -1
+    elif number < 0 or config[at] & _PORTS:
+        return None
+    elif config[at] & 6 == 4:
+        width = 8
     address = int.from_bytes(config[at : at + width], "little") & mask
-    return address if address and address % block.length == 0 and address < 1 << 52 else -1
+    if not config[_COMMAND] & _MEMORY_ENABLED:
+        return -1
+    return address if address and address % (block.length or 1) == 0 and address < 1 << 52 else -1
 
 
 def _window(state: DeviceState) -> Window | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dumpxlate.errors import UnsupportedFeatureError
 from dumpxlate.extents import first_wins, merge
-from dumpxlate.qemu.backends import find_memory, listed, main_memory
+from dumpxlate.qemu.backends import find_memory, is_device_ram, listed, main_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,7 +94,7 @@ class Chipset:
         above_4g: bytes of RAM above 4 GiB in the lowest 40 bits, as CMOS bytes 0x5b to 0x5d tell the firmware.
         shadowed: for each of the 13 areas of the PAM registers, 0xc0000 to 0xeffff by 16 KiB and 0xf0000 by 64 KiB,
             whether reading goes to RAM. Firmware sets all while it starts, so that is assumed where nothing is known.
-        bars: guest-physical address by block, for blocks behind a PCI BAR that is switched on.
+        bars: guest-physical address by block, for blocks behind a PCI BAR; -1 where it is switched off.
         windows: parts of screens that are seen where old programs look for them.
         size: bytes of RAM that the machine began with, in whole units of 64 KiB, as the CMOS tells.
     """
@@ -264,7 +264,8 @@ def lay_out(
         remarks.append(
             "RAM reaches 1 TiB: for an AMD processor QEMU 7.1 and later may put all above 4 GiB there instead"
         )
-    layers = [*_memory(board, blocks, memory, below), *_roms(board, blocks, chipset), *_behind_bars(blocks, chipset)]
+    # What is behind a BAR is seen where nothing else is: QEMU gives all of the bus the lowest priority.
+    layers = [*_behind_bars(blocks, chipset), *_memory(board, blocks, memory, below), *_roms(board, blocks, chipset)]
     if any("vga" in block.name and block.name.endswith("vram") for block in blocks):
         layers.append(_Layer(*_VGA_WINDOW, -1))
         remarks.append("RAM behind the VGA window (0xa0000 to 0xbffff) is left out, as in QEMU's own dumps")
@@ -273,7 +274,15 @@ def lay_out(
     placements = _seen(layers, blocks)
     placed = {placement.block for placement in placements}
     unplaced = tuple(number for number in range(len(blocks)) if number not in placed)
+    remarks += _left_out([blocks[number].name for number in unplaced], chipset)
     return GuestLayout(board, placements, below, unplaced, tuple(remarks), _missing(blocks, found))
+
+
+def _left_out(names: Iterable[str], chipset: Chipset) -> Iterable[str]:
+    """Say which memory of devices the guest may see, and nobody knows where."""
+    found = [name for name in names if is_device_ram(name) and name not in (chipset.bars or {})]
+    if found:
+        yield f"memory of devices is left out, since its address is not known: {listed(found)}"
 
 
 def _missing(blocks: Sequence[Block], memory: MainMemory) -> tuple[str, ...]:

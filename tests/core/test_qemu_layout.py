@@ -205,6 +205,40 @@ def test_a_screen_hides_its_window_and_is_seen_where_its_bar_says() -> None:
     assert lay_out(board_of("pc"), blocks).unplaced == (1,)
 
 
+def test_memory_hides_a_bar_that_the_guest_put_into_it() -> None:
+    blocks = (Block("pc.ram", 2 * MIB), Block("0000:00:02.0/hostmem", 2 * MIB))
+    assert pieces("pc", *blocks, chipset=Chipset(bars={"0000:00:02.0/hostmem": MIB})) == [
+        "0+200000 pc.ram@0",
+        "200000+100000 0000:00:02.0/hostmem@100000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("0000:00:02.0/hostmem", True),
+        ("0000:00:02.0/vga.vram", True),
+        ("synic-0-msg-page", True),
+        ("tpm-ppi", False),
+        ("0000:00:03.0/virtio-net-pci.rom", False),
+        ("pc.rom", False),
+        ("/rom@etc/acpi/tables", False),
+    ],
+)
+@pytest.mark.parametrize("main", ["pc.ram", "main"])
+def test_memory_of_devices_is_no_dimm_and_said_to_be_left_out(main: str, name: str, said: bool) -> None:
+    blocks = [Block(main, 2 * MIB), Block(name, 4096)]
+    layout = lay_out(board_of("pc"), blocks)
+    assert not layout.damage
+    assert layout.unplaced == ((1,) if name != "pc.rom" else layout.unplaced)
+    assert (
+        any(f"memory of devices is left out, since its address is not known: {name}" in r for r in layout.remarks)
+        == said
+    )
+    known = lay_out(board_of("pc"), blocks, chipset=Chipset(bars={name: -1}))
+    assert not any("memory of devices" in remark for remark in known.remarks) or name.startswith("synic")
+
+
 def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(UnsupportedFeatureError, match=r"of type sun4m: .*--machine-type"):
         board_of("sun4m")

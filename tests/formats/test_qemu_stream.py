@@ -313,6 +313,42 @@ def screen(*, command: int, bar: int, misc: int, vbe: int) -> list[build.Device]
     ]
 
 
+def card(name: str, command: int, bars: tuple[int, ...]) -> build.Device:
+    """A PCI device with memory bars, which are set or not."""
+    config = bytearray(256)
+    struct.pack_into(f"<{len(bars)}I", config, 0x10, *bars)
+    config[4] = command
+    return (f"0000:00:02.0/{name}", 0, [("version_id", b"\0\0\0\2", 4), ("config[0]", bytes(config), 256)])
+
+
+@pytest.mark.parametrize("kind", ["ivshmem", "ivshmem-plain", "ivshmem-doorbell"])
+def test_memory_that_guests_share_is_seen_behind_its_bar(kind: str) -> None:
+    name = "0000:00:02.0/any"
+    table = block_table({**RAM, name: 0x2000})
+    data = ram(table, build.page(0, page(0), "pc.ram") + build.page(1, page(7), name))
+    with open_bytes(stream(data, devices=[card(kind, 7, (0, 0, 0xFEA0000C, 0))])) as dump:
+        assert read(dump, 0xFEA01) == page(7)
+        assert not any("memory of devices" in remark for remark in dump.remarks)
+    with open_bytes(stream(data, devices=[card(kind, 5, (0, 0, 0xFEA0000C, 0))])) as dump:
+        assert dump.pages.ram.stop == 64
+        assert not any("memory of devices" in remark for remark in dump.remarks)
+    for devices in ([card("new", 7, (0, 0, 0xFEA0000C, 0))], [card(kind, 7, (0, 0, 0xC001, 0))], []):
+        with open_bytes(stream(data, devices=devices)) as dump:
+            assert dump.pages.ram.stop == 64
+            assert any(
+                f"memory of devices is left out, since its address is not known: {name}" in each
+                for each in dump.remarks
+            )
+
+
+def test_empty_blocks_lie_nowhere() -> None:
+    names = ("pc.bios", "pc.rom", "0000:00:02.0/any", "0000:00:02.0/any.rom", "isa-bios", "dimm0")
+    table = block_table({**dict.fromkeys(names, 0), **RAM})
+    devices = [card("ivshmem", 7, (0, 0, 0xFEA0000C, 0)), bridge(*[0] * 7)]
+    with open_bytes(stream(ram(table, build.page(0, page(0), "pc.ram")), devices=devices)) as dump:
+        assert dump.pages.ram.count == 64
+
+
 @pytest.mark.parametrize(("misc", "seen", "count"), [(0, 0xA0, 32), (4, 0xA0, 16), (8, 0xB0, 8), (12, 0xB8, 8)])
 def test_a_screen_is_seen_behind_its_bar_and_in_the_vga_window(misc: int, seen: int, count: int) -> None:
     name, first = "0000:00:01.0/vga.vram", 1 if misc == 4 else 0
