@@ -35,7 +35,7 @@ _NO_MEMORY = re.compile(
 )
 """Names of blocks that are certainly not main memory; those in _MAIN are looked for first."""
 
-_DEVICE_RAM = re.compile(rf"(?!.*\.rom$)(?:{_PCI}|{_SYNIC})")
+_DEVICE_RAM = re.compile(rf"(?!.*\.rom$)(?:{_PCI}|{_SYNIC}|(vga|qxl)\.(vga)?v(ram|rom)|vmsvga\.fifo)")
 """Names of blocks that QEMU's own dumps have where the guest sees them: not the ROM of a card, which it hardly ever
 does, and not the TPM's page (tpm-ppi), which is left out there too (memory_region_is_ram_device)."""
 

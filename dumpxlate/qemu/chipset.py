@@ -1,7 +1,7 @@
 """What the states of devices tell about where memory lies.
 
 Sources: qemu hw/i386/pc.c (pc_cmos_init), hw/pci-host/i440fx.c, q35.c, pam.c, hw/display/vga.c, qxl.c,
-hw/misc/ivshmem.c; the headers of the PCI specification.
+vmware_vga.c, hw/misc/ivshmem.c; the headers of the PCI specification.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ _WINDOWS = ((0xA0000, 0x20000), (0xA0000, 0x10000), (0xB0000, 0x8000), (0xB8000,
 """Where the memory of a screen is seen by the bits 2 and 3 of its graphics register 6."""
 
 _MEMORY_ENABLED = 2
-_COMMAND, _BAR, _ROM_BAR = 0x04, 0x10, 0x30
+_COMMAND, _BAR, _ROM_BAR, _HEADER = 0x04, 0x10, 0x30, 0x40
 _PORTS, _ROM_ENABLED = 1, 1
 """Lowest bits of a BAR that leads to ports, not memory, and of that of a ROM."""
 
-_BARS = {"vga.vram": 0, "qxl.vgavram": 0, "qxl.vram": 1, "qxl.vrom": 2}
+_BARS = {"vga.vram": 0, "qxl.vgavram": 0, "qxl.vram": 1, "qxl.vrom": 2, "vmsvga.fifo": 2}
 """Number of the BAR behind which a device's block is, by the end of its name."""
 _SHARED_MEMORY = re.compile(r"ivshmem(-plain|-doorbell)?")
 _SHARED_MEMORY_BAR = 2
 """Its block has the name that the user gave the backend."""
+
+_CLASS, _SCREEN = 0x0B, 3
 
 
 def read_chipset(states: Sequence[DeviceState], blocks: Sequence[Block]) -> Chipset:
@@ -64,17 +66,29 @@ def read_chipset(states: Sequence[DeviceState], blocks: Sequence[Block]) -> Chip
             size = _size(state.body, above)
         elif kind in _PAM and len(config := state.config()) == 256:
             shadowed = _shadowed(config[_PAM[kind] : _PAM[kind] + 7])
-    # Of a device with two states (virtio-vga) one has the configuration.
-    configs = {state.place: state.config() for state in states if state.config()}
+    windows = tuple(filter(None, map(_window, states)))
+    return Chipset(above, shadowed, _bars(states, blocks), windows, size)
+
+
+def _bars(states: Sequence[DeviceState], blocks: Sequence[Block]) -> dict[str, int]:
+    """Give where the blocks of PCI devices are seen, -1 where one is not, nothing for those that nothing is known of.
+
+    Of a device with two states (virtio-vga) one has the configuration. On machines before 2.4, and with VMware's
+    screen, a block has no place in its name: then it is the screen's, if there is but one.
+    """
+    configs = {state.place: config for state in states if len(config := state.config()) >= _HEADER}
     shared = {state.place for state in states if _SHARED_MEMORY.fullmatch(state.name.partition("/")[2])}
-    bars = {}
+    screens = [place for place, config in configs.items() if config[_CLASS] == _SCREEN]
+    found = {}
     for block in blocks:
-        place, _, name = block.name.partition("/")
+        place, slash, name = block.name.rpartition("/")
+        if not slash and len(screens) == 1 and name in _BARS:
+            place = screens[0]
         number = _SHARED_MEMORY_BAR if place in shared else _BARS.get(name, -1)
         address = _bar(block, number, configs.get(place, b""))
         if address is not None:
-            bars[block.name] = address
-    return Chipset(above, shadowed, bars, tuple(filter(None, map(_window, states))), size)
+            found[block.name] = address
+    return found
 
 
 def _size(cmos: bytes, above: int) -> int | None:
@@ -99,9 +113,11 @@ def _bar(block: Block, number: int, config: bytes) -> int | None:
         number: of the BAR; -1 where that is not known.
         config: the device's configuration space.
     """
-    at, width, mask = _BAR + 4 * number, 4, ~0xF
-    if len(config) < 0x40:
+    if not config:
         return None
+    if block.name.endswith("vga.vram") and config[_BAR] & _PORTS:
+        number = 1  # VMware's has its ports there
+    at, width, mask = _BAR + 4 * number, 4, ~0xF
     if block.name.endswith(".rom"):
         at, mask = _ROM_BAR, ~0x7FF
         if not config[at] & _ROM_ENABLED:

@@ -11,7 +11,7 @@ from dumpxlate.pageset import EMPTY
 from dumpxlate.qemu.chipset import read_chipset
 from dumpxlate.qemu.cpus import read_cpus
 from dumpxlate.qemu.devices import devices
-from dumpxlate.qemu.layout import board_of, lay_out
+from dumpxlate.qemu.layout import board_of, lay_out, need_type
 from dumpxlate.qemu.pages import StreamStore
 from dumpxlate.qemu.stream import read_stream
 from dumpxlate.vmcoreinfo import MAX_BYTES, VmCoreInfo
@@ -67,7 +67,10 @@ def open_stream(
     assert table is not None
     states = devices(stream)
     board = board_of(machine or stream.machine, [block.name for block in table.blocks])
-    layout = lay_out(board, table.blocks, below_4g=ram_below_4g, chipset=read_chipset(states, table.blocks))
+    chipset = read_chipset(states, table.blocks)
+    if not (machine or stream.machine) and ram_below_4g is None and chipset.above_4g is None:
+        need_type(board, table.blocks)
+    layout = lay_out(board, table.blocks, below_4g=ram_below_4g, chipset=chipset)
     arch, endian, cpus = read_cpus(states, board.arch)
     if not cpus:
         stream.remarks.append("registers are not read: the processors' states are not there, or not described")

@@ -35,6 +35,7 @@ __all__ = [
     "board_of",
     "lay_out",
     "main_memory",
+    "need_type",
 ]
 
 _MIB = 1 << 20
@@ -227,6 +228,25 @@ def board_of(machine: str, names: Iterable[str] = ()) -> Board:
             feature="machine type",
         )
     return board
+
+
+def need_type(board: Board, blocks: Sequence[Block]) -> None:
+    """Make sure that all kinds of PC have their memory at the same place, for a machine whose type nothing tells.
+
+    Args:
+        board: what it is taken for.
+        blocks: its RAM blocks.
+
+    Raises:
+        UnsupportedFeatureError: it has so much memory that they differ.
+    """
+    size = sum(blocks[number].length for number in main_memory([block.name for block in blocks]))
+    if board.split and size >= board_of("q35").limit:
+        raise UnsupportedFeatureError(
+            f"where {size:#x} bytes of memory are split below 4 GiB depends on the type of the machine, which is not "
+            "known: say --machine-type pc-i440fx-1.7, pc or q35",
+            feature="machine type",
+        )
 
 
 @dataclass(frozen=True, slots=True)

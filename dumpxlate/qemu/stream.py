@@ -18,10 +18,12 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.qemu.configuration import Fields, read_configuration
+from dumpxlate.qemu.footerless import find_heads
 from dumpxlate.qemu.pages import winners
 from dumpxlate.qemu.ram import BlockTable, read_table
 from dumpxlate.qemu.records import PageRecords, RecordLog
@@ -121,7 +123,7 @@ def read_stream(source: Source) -> Stream:
         if reader.stream.table is None:
             raise
         if reader.past_ram:
-            reader.stream.remarks.append(_unread(error, footers=reader.footers))
+            reader.stream.remarks.append(reader.without_states(error))
         else:
             reader.stream.damage.append(f"{error}; pages behind it are missing")
     finally:
@@ -133,15 +135,6 @@ def read_stream(source: Source) -> Stream:
     if not reader.ram_ended and not stream.damage:
         _judge_end(stream, past_ram=reader.past_ram)
     return stream
-
-
-def _unread(error: Exception, *, footers: bool) -> str:
-    """Say why states of devices are not read."""
-    if footers:
-        return f"the devices' states are read up to a defect: {error}"
-    return (
-        "the devices' states are not read: nothing marks where they end, as in all streams of machine types before 2.4"
-    )
 
 
 def _judge_end(stream: Stream, *, past_ram: bool) -> None:
@@ -191,6 +184,21 @@ class _Reader:
     def past_ram(self) -> bool:
         """Whether no pages can follow: states of devices do so only behind all of them."""
         return self.ram_ended or self._states
+
+    def without_states(self, error: Exception) -> str:
+        """Say why states of devices are not read; of a stream without footers keep what stands first in some."""
+        if self.footers:
+            return f"the devices' states are read up to a defect: {error}"
+        assert self._records is not None
+        heads: dict[tuple[str, int], Section] = {}
+        for head in islice(find_heads(self._source, self._records.at), _MOST_SECTIONS):
+            heads.setdefault((head.name, head.instance), Section(*head))
+        self.stream.sections = list(heads.values())
+        known = ", but for what tells where memory lies" if heads else ""
+        return (
+            f"the devices' states are not read{known}: nothing marks where they end, as in all streams of machine "
+            "types before 2.4"
+        )
 
     def close(self) -> None:
         """Let the file go."""

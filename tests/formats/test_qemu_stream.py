@@ -384,6 +384,55 @@ def test_a_stream_without_footers_says_calmly_that_registers_are_not_read() -> N
         assert not any("defect" in remark for remark in dump.remarks)
 
 
+def old(table: bytes, records: bytes, *devices: build.Device) -> bytes:
+    """A stream of a machine type before 2.4: neither a type nor footers nor a description."""
+    data = stream(ram(table, records, footers=False), machine=None, devices=devices)
+    for number in range(len(devices)):
+        data = data.replace(build.footer(100 + number), b"")
+    return data[: -len(build.vmdescription(devices))]
+
+
+def screen_card(place: str = "0000:00:02.0") -> build.Device:
+    config = bytearray(256)
+    config[4], config[0x0B] = 7, 3
+    struct.pack_into("<I", config, 0x10, 0xFD000008)
+    return (f"{place}/vga", 0, [("pci", b"\0\0\0\2" + bytes(config), 260), ("registers", bytes(99), 99)])
+
+
+@pytest.mark.parametrize("before", [10, (1 << 20) - 200, (1 << 20) - 30, (1 << 20) - 10, 3 << 20])
+def test_without_footers_what_tells_where_memory_lies_is_found(before: int) -> None:
+    table = block_table({"pc.ram": 0x200000, "pc.rom": 0x20000, "vga.vram": 0x4000})
+    records = build.page(0x100, page(0x100), "pc.ram") + build.page(0, page(1), "pc.rom")
+    records += build.page(3, page(9), "vga.vram")
+    timer: build.Device = ("timer", 0, [("ticks", b"\x04mc146818rtc" + bytes(before), 1)])
+    with open_bytes(old(table, records, timer, cmos(0x100000), bridge(*[0] * 7), screen_card())) as dump:
+        assert read(dump, 0x100000) == page(0x100)
+        assert read(dump, 0xC0) == page(1)
+        assert read(dump, 0xFD003) == page(9)
+        assert "but for what tells where memory lies" in dump.remarks[0]
+        assert not dump.damage
+    twice = old(table, records, screen_card(), screen_card("0000:00:03.0"), ("cut", 0, [("x", bytes(9), 1)]))
+    for data in (old(table, records, timer), twice, twice[: twice.index(b"0000:00:02.0") + 100]):
+        with open_bytes(data) as dump:
+            assert any("memory of devices is left out" in remark for remark in dump.remarks)
+
+
+def test_a_large_machine_of_no_known_type_is_refused() -> None:
+    def large(size: int, *devices: build.Device) -> bytes:
+        return old(block_table({"pc.ram": size}), build.page(0x90000, page(7), "pc.ram"), *devices)
+
+    with pytest.raises(errors.UnsupportedFeatureError, match="say --machine-type pc"):
+        open_bytes(large(0xB0000000))
+    with open_bytes(large(0xAFF00000)) as dump:
+        assert read(dump, 0x90000) == page(7)
+    with open_bytes(large(0xB0000000), machine="q35") as dump:
+        assert read(dump, 0x110000) == page(7)
+    with open_bytes(large(0xB0000000), ram_below_4g=0x80000000) as dump:
+        assert read(dump, 0x110000) == page(7)
+    with open_bytes(large(0xB0000000, cmos(0x30000000))) as dump:
+        assert read(dump, 0x110000) == page(7)
+
+
 def test_what_capabilities_put_into_the_table_is_passed_over() -> None:
     extras = {
         "pc.ram": struct.pack(">QQ", 0x200000, 0), "pc.rom": struct.pack(">Q", 0xC0000),
