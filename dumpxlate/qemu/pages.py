@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dumpxlate.qemu.records import RecordLog
     from dumpxlate.qemu.resync import Gap
 
-__all__ = ["StreamStore", "Winners", "winners"]
+__all__ = ["StreamStore", "Winners", "winners", "without_end"]
 
 _MADE = 1 << 60
 """Offsets from here on are those of pages that are made when they are asked for."""
@@ -88,6 +88,29 @@ def winners(log: RecordLog, *, without: Kind | None = None) -> Winners:
     rows = np.flatnonzero(kind != without)[::-1] if without is not None else np.arange(len(kind))[::-1]
     start, length, row = first_wins(page[rows], count[rows], rows, step=0)
     return Winners(start, length, row, start - page[row], int(count[rows].sum() - length.sum()))
+
+
+def without_end(log: RecordLog, pages: int, *, past_ram: bool) -> tuple[list[str], list[str]]:
+    """Say what it means that the section is not there with which RAM ends.
+
+    A background snapshot has none, since QEMU writes each page once and then what it saved of the devices before.
+
+    Args:
+        log: what the records say.
+        pages: of all RAM blocks.
+        past_ram: whether states of devices follow.
+
+    Returns:
+        Damage and remarks.
+    """
+    if not past_ram:
+        return ["the stream ends before its RAM does: pages are missing"], []
+    found = winners(log)
+    if unsent := pages - int(found.count.sum()):
+        return [f"RAM has no end in the stream, and {unsent:,} pages are not in it"], []
+    if found.repeated:
+        return ["RAM has no end in the stream: newer pages may be missing"], []
+    return [], ["RAM has no end in the stream, but each page once: it is a background snapshot"]
 
 
 def _before_gaps(every: Winners, log: RecordLog, gaps: Sequence[Gap], pages: int) -> tuple[Winners, int]:

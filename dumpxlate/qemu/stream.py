@@ -18,13 +18,12 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.qemu.configuration import Fields, read_configuration
-from dumpxlate.qemu.footerless import find_heads
-from dumpxlate.qemu.pages import winners
+from dumpxlate.qemu.heads import find_heads, next_device
+from dumpxlate.qemu.pages import without_end
 from dumpxlate.qemu.ram import BlockTable, read_table
 from dumpxlate.qemu.records import PageRecords, RecordLog
 from dumpxlate.qemu.resync import Resync, complaints
@@ -51,9 +50,6 @@ _MOST_GAPS = 1 << 10
 
 _MOST_PASSED = 64
 """Damaged parts among the devices that are passed over."""
-_DEVICE = re.compile(rb"(?=\x7e.{4}\x04.{4})", re.DOTALL)
-_LONGEST_HEAD = 10 + 256 + 8
-_NAMED = re.compile(rb"[\x20-\x7e]+")
 
 _PAGE_SIZE = 4096
 
@@ -133,34 +129,10 @@ def read_stream(source: Source) -> Stream:
     if stream.table is None:
         raise CorruptDumpError("ends without a RAM section", offset=source.size, what="QEMU stream")
     if not reader.ram_ended and not stream.damage:
-        _judge_end(stream, past_ram=reader.past_ram)
+        damage, remark = without_end(stream.log, stream.table.base[-1], past_ram=reader.past_ram)
+        stream.damage += damage
+        stream.remarks += remark
     return stream
-
-
-def _judge_end(stream: Stream, *, past_ram: bool) -> None:
-    """Say what it means that the section is not there with which RAM ends.
-
-    A background snapshot has none, since QEMU writes each page once and then what it saved of the devices before.
-    """
-    assert stream.table is not None
-    if not past_ram:
-        stream.damage.append("the stream ends before its RAM does: pages are missing")
-        return
-    found = winners(stream.log)
-    unsent = stream.table.base[-1] - int(found.count.sum())
-    if unsent:
-        stream.damage.append(f"RAM has no end in the stream, and {unsent:,} pages are not in it")
-    elif found.repeated:
-        stream.damage.append("RAM has no end in the stream: newer pages may be missing")
-    else:
-        stream.remarks.append("RAM has no end in the stream, but each page once: it is a background snapshot")
-
-
-def _is_device(view: memoryview, at: int) -> bool:
-    """Tell whether the name of a device stands at a place, and behind it its instance and a small version."""
-    length = view[at] if at < len(view) else 0
-    name, version = view[at + 1 : at + 1 + length], view[at + 1 + length + 4 : at + 1 + length + 8]
-    return len(version) == 4 and bool(_NAMED.fullmatch(name)) and not any(version[:3])
 
 
 class _Reader:
@@ -190,15 +162,10 @@ class _Reader:
         if self.footers:
             return f"the devices' states are read up to a defect: {error}"
         assert self._records is not None
-        heads: dict[tuple[str, int], Section] = {}
-        for head in islice(find_heads(self._source, self._records.at), _MOST_SECTIONS):
-            heads.setdefault((head.name, head.instance), Section(*head))
-        self.stream.sections = list(heads.values())
+        heads = find_heads(self._source, self._records.at, _MOST_SECTIONS)
+        self.stream.sections = [Section(*head) for head in heads]
         known = ", but for what tells where memory lies" if heads else ""
-        return (
-            f"the devices' states are not read{known}: nothing marks where they end, as in all streams of machine "
-            "types before 2.4"
-        )
+        return f"the devices' states are not read{known}: nothing marks their ends on machine types before 2.4"
 
     def close(self) -> None:
         """Let the file go."""
@@ -282,19 +249,8 @@ class _Reader:
         return found
 
     def _next_device(self, at: int) -> int | None:
-        """Find the next section of a device behind a defect: a footer, and a head with a name and a small version."""
-        if self._passed >= _MOST_PASSED:
-            return None
-        while at < self._source.size:
-            length = min(1 << 20, self._source.size - at)
-            view = self._source.view(at, length)
-            for match in _DEVICE.finditer(view):
-                if _is_device(view, match.start() + 10):
-                    return at + match.start() + 5
-            if at + length == self._source.size:
-                return None
-            at += length - _LONGEST_HEAD
-        return None
+        """Find the next section of a device behind a defect."""
+        return next_device(self._source, at) if self._passed < _MOST_PASSED else None
 
     def _can_follow_ram(self, at: int) -> bool:
         """Tell whether something stands here that may follow the end mark of records."""
