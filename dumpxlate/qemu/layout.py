@@ -34,7 +34,6 @@ __all__ = [
     "Window",
     "board_of",
     "lay_out",
-    "main_memory",
     "need_type",
 ]
 

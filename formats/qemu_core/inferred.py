@@ -10,7 +10,7 @@ from dumpxlate.formats.qemu_core.block_search import BlockList, find_blocks
 from dumpxlate.formats.qemu_core.missing import LIMITS
 from dumpxlate.formats.qemu_core.ram import GuestRam
 from dumpxlate.formats.qemu_core.shared_only import only_memory
-from dumpxlate.qemu.layout import Block, board_of, lay_out, main_memory
+from dumpxlate.qemu.layout import Block, board_of, lay_out, need_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,10 +53,11 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
     found, found_by, remarks = _find(process)
     # Memory of passed-through devices has no name, and is no guest memory.
     blocks = [block for block in found.blocks if block.name]
+    sizes = [Block(block.name, block.length) for block in blocks]
     if not machine and x86:
-        machine, told = _any_pc(blocks)
+        machine, told = _any_pc(sizes)
     board = board_of(machine or "", [block.name for block in blocks])
-    layout = lay_out(board, [Block(block.name, block.length) for block in blocks], below_4g=below_4g)
+    layout = lay_out(board, sizes, below_4g=below_4g)
     evidence = (
         (
             f"inferred, without debug information: {len(found.blocks)} RAM blocks, found by {found_by}, are laid out "
@@ -86,18 +87,8 @@ def _place(layout: GuestLayout, blocks: Sequence[RamBlock]) -> tuple[list[tuple[
                 f"{each.length - max(inside, 0):#x} bytes at {each.start + max(inside, 0):#x} lie behind the end of "
                 f"{block.name}, and are left out"
             )
-    damage += [f"{said}; debug information tells it (--debug-file, --profile)" for said in _apart(layout, blocks)]
+    damage += [f"{said}; debug information tells it (--debug-file, --profile)" for said in layout.damage]
     return rows, damage
-
-
-def _apart(layout: GuestLayout, blocks: Sequence[RamBlock]) -> tuple[str, ...]:
-    """Say which memory has no place: what would be the machine's memory if it were alone."""
-    names = [block.name for block in blocks]
-    apart = [names[number] for number in layout.unplaced if main_memory([names[number]])]
-    if not apart:
-        return ()
-    beside = names[main_memory(names)[0]]
-    return (f"memory beside {beside} is left out, since its address is not known: {', '.join(apart)}",)
 
 
 def _find(process: Process) -> tuple[BlockList, str, tuple[str, ...]]:
@@ -131,7 +122,7 @@ def _find(process: Process) -> tuple[BlockList, str, tuple[str, ...]]:
     )
 
 
-def _any_pc(blocks: Sequence[RamBlock]) -> tuple[str, str]:
+def _any_pc(blocks: Sequence[Block]) -> tuple[str, str]:
     """Give the type of a PC that nothing names, and how it is known; one that stands for both usual kinds.
 
     Raises:
@@ -139,12 +130,5 @@ def _any_pc(blocks: Sequence[RamBlock]) -> tuple[str, str]:
     """
     if any(block.name == "microvm.ram" for block in blocks):
         return "microvm", "the names of the blocks"
-    size = sum(blocks[number].length for number in main_memory([block.name for block in blocks]))
-    if size >= board_of("q35").limit:
-        raise UnsupportedFeatureError(
-            f"where {size:#x} bytes of memory are split below 4 GiB depends on the type of the machine, which is not "
-            "known: say --machine-type pc or --machine-type q35",
-            format="qemu_core",
-            feature="machine type",
-        )
+    need_type(board_of("pc"), blocks)
     return "pc", "pc and q35 are alike with so little memory"

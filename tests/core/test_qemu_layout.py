@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dumpxlate.errors import UnsupportedFeatureError
-from dumpxlate.qemu.layout import Block, Chipset, board_of, lay_out, main_memory
+from dumpxlate.qemu.backends import main_memory
+from dumpxlate.qemu.layout import Block, Chipset, board_of, lay_out
 
 MIB, GIB = 1 << 20, 1 << 30
 ROMS = (Block("pc.rom", 0x20000), Block("pc.bios", 0x10000), Block("/rom@etc/acpi/tables", 0x20000))

@@ -275,7 +275,7 @@ class TestLooks:
     def test_large_memory_needs_the_type_of_the_machine(self) -> None:
         hints = OpenOptions(machine="q35")
         data = large_core()
-        with pytest.raises(errors.UnsupportedFeatureError, match="--machine-type pc or --machine-type q35"):
+        with pytest.raises(errors.UnsupportedFeatureError, match="say --machine-type pc-i440fx-1.7, pc or q35"):
             opened(data)
         assert ram_of(opened(data, hints)) == [(0, 0x80000), (1 << 20, 0x40000)]
 
@@ -297,7 +297,7 @@ class TestLooks:
         """Another machine than pc is possible where none is named."""
         dump = opened(qemu_core.build(GUEST, program=program, words=words))
         assert any("type pc (pc and q35 are alike" in remark for remark in dump.remarks)
-        with pytest.raises(errors.UnsupportedFeatureError, match="--machine-type pc or --machine-type q35"):
+        with pytest.raises(errors.UnsupportedFeatureError, match="say --machine-type pc-i440fx-1.7, pc or q35"):
             opened(large_core(program=program, words=words, stack=True))
 
     def test_microvm(self) -> None:
