@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import TYPE_CHECKING
 
-from dumpxlate.errors import UnsupportedFeatureError
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -29,13 +27,14 @@ _MAIN = {
 """Names that boards give their memory, and libvirt too."""
 
 _PCI = r"[0-9a-f]{4,8}:[0-9a-f]{2}:.*"
-_SYNIC = r"synic-[0-9]+-(msg|event)-page"
+_OWN = r"(.*/)?(synic-[0-9]+-(msg|event)-page|tpm-crb-cmd|mach-virt\.(secure-)?tag)"
+"""Memory of devices without a place on a bus: Hyper-V's pages, the TPM's command buffer, Arm's memory tags."""
 _NO_MEMORY = re.compile(
-    rf"/rom@.*|{_PCI}|.*(\.|-|/)(v?ram|rom|bios|fifo|mrom)[0-9]*|.*\.flash[0-9]*|isa-bios|.*vram.*|(.*/)?tpm-ppi|{_SYNIC}"
+    rf"/rom@.*|{_PCI}|.*(\.|-|/)(v?ram|rom|bios|fifo|mrom)[0-9]*|.*\.flash[0-9]*|isa-bios|.*vram.*|(.*/)?tpm-ppi|{_OWN}"
 )
 """Names of blocks that are certainly not main memory; those in _MAIN are looked for first."""
 
-_DEVICE_RAM = re.compile(rf"(?!.*\.rom$)(?:{_PCI}|{_SYNIC}|(vga|qxl)\.(vga)?v(ram|rom)|vmsvga\.fifo)")
+_DEVICE_RAM = re.compile(rf"(?!.*\.rom$)(?:{_PCI}|{_OWN}|(vga|qxl)\.(vga)?v(ram|rom)|vmsvga\.fifo)")
 """Names of blocks that QEMU's own dumps have where the guest sees them: not the ROM of a card, which it hardly ever
 does, and not the TPM's page (tpm-ppi), which is left out there too (memory_region_is_ram_device)."""
 
@@ -109,15 +108,17 @@ def find_memory(names: Sequence[str], lengths: Sequence[int], told: int | None =
         names: of all RAM blocks.
         lengths: their bytes.
         told: bytes that the machine began with, as its CMOS tells; None where nothing tells.
-
-    Raises:
-        UnsupportedFeatureError: several choices of blocks have that size, and no names tell them apart.
     """
-    usual, backends = main_memory(names), _backends(names)
+    usual, backends = main_memory(names), [number for number in _backends(names) if lengths[number]]
     if any(_short(names[number]) in _MAIN for number in usual) or len(backends) < 2:
         return _memory(backends, usual)
     if told is not None and sum(lengths[number] for number in usual) != told:
-        usual = _of_size(names, lengths, backends, told) or usual
+        fitting = _of_size(lengths, backends, told)
+        usual = _in_order(names, fitting[0]) if fitting else usual
+        if len(fitting) > 1:
+            every, taken = ([names[number] for number in some] for some in (backends, usual))
+            why = f"{listed(every)}: which of them the machine began with is not told; {listed(taken)} is taken"
+            return _memory(backends, usual, why)
     return _memory(backends, usual, _doubt(names, lengths, usual, told))
 
 
@@ -140,22 +141,16 @@ def _memory(backends: Iterable[int], blocks: tuple[int, ...], doubt: str = "") -
     return MainMemory(blocks, apart, doubt)
 
 
-def _of_size(names: Sequence[str], lengths: Sequence[int], backends: Sequence[int], told: int) -> tuple[int, ...]:
-    """Choose the backends that have a size together, in their order; none where none have."""
+def _of_size(lengths: Sequence[int], backends: Sequence[int], told: int) -> list[tuple[int, ...]]:
+    """Find the choices of backends that have a size together."""
     if len(backends) > _MOST_BACKENDS:
-        return ()
+        return []
     every = list(chain.from_iterable(combinations(backends, count) for count in range(1, len(backends) + 1)))
     for slack in (1, _SLACK):
         fitting = [each for each in every if _fits(sum(lengths[number] for number in each), told, slack)]
-        if len(fitting) > 1:
-            raise UnsupportedFeatureError(
-                f"the machine began with {told:#x} bytes of memory, and which of the RAM blocks "
-                f"{listed([names[number] for number in backends])} that was is not told",
-                feature="memory backends",
-            )
         if fitting:
-            return _in_order(names, fitting[0])
-    return ()
+            return fitting
+    return []
 
 
 def _fits(size: int, told: int, slack: int) -> bool:

@@ -42,7 +42,7 @@ _COMMAND, _BAR, _ROM_BAR, _HEADER = 0x04, 0x10, 0x30, 0x40
 _PORTS, _ROM_ENABLED = 1, 1
 """Lowest bits of a BAR that leads to ports, not memory, and of that of a ROM."""
 
-_BARS = {"vga.vram": 0, "qxl.vgavram": 0, "qxl.vram": 1, "qxl.vrom": 2, "vmsvga.fifo": 2}
+_BARS = {"vga.vram": 0, "qxl.vgavram": 0, "qxl.vram": 1, "qxl.vrom": 2, "vmsvga.fifo": 2, "bochs-display-vram": 0}
 """Number of the BAR behind which a device's block is, by the end of its name."""
 _SHARED_MEMORY = re.compile(r"ivshmem(-plain|-doorbell)?")
 _SHARED_MEMORY_BAR = 2

@@ -85,7 +85,8 @@ class DeviceState:
         return self.body[4:260] if self.place and self.body[:4] == b"\0\0\0\2" else b""
 
 
-_PLACE = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?=/)")
+_PLACE = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}(?::[0-9a-f]{2}\.[0-7])+(?=/)")
+"""A device behind bridges has their slots before its own (hw/pci/pci.c, pcibus_get_dev_path)."""
 
 
 def devices(stream: Stream) -> list[DeviceState]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Head", "find_heads", "next_device"]
 
 _CLOCK, _CMOS, _CONFIG = b"mc146818rtc", 128, 4 + 256
-_PLACE = rb"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]/"
+_PLACE = rb"[0-9a-f]{4}:[0-9a-f]{2}(?::[0-9a-f]{2}\.[0-7]){1,8}/"
 _FULL = rb"\x04"
 _HEAD = re.compile(rb"(?=%b.{4}(.)(%b|%b))" % (_FULL, _CLOCK, _PLACE), re.DOTALL)
 _NAMED = re.compile(rb"[\x20-\x7e]+")

@@ -46,3 +46,8 @@ class QemuHints(NamedTuple):
     debug_file: str | None = None
     profile: str | None = None
     ram: tuple[RamHint, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that the knowledge comes from."""
+        return tuple(each for each in (self.binary, self.debug_file, self.profile) if each)

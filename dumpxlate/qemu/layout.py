@@ -3,8 +3,8 @@
 QEMU keeps memory in named RAM blocks. Neither a migration stream nor a core without debug information says at which
 address a block is seen; the type of the machine decides, and on a PC some registers of the chipset.
 
-Sources: qemu hw/i386/pc.c, pc_piix.c, pc_q35.c, microvm.c, x86.c (x86_bios_rom_init), pci-host/pam.c; hw/arm/virt.c,
-hw/riscv/virt.c, hw/ppc/mac_newworld.c, spapr.c, hw/s390x/s390-virtio-ccw.c. Checked against ``info mtree -f`` of 7.2.
+Sources: qemu hw/i386/pc.c, x86.c (x86_bios_rom_init), pci-host/pam.c; those of boards are in ``boards.py``. Checked
+against ``info mtree -f`` of 7.2.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def lay_out(
         chipset: what registers tell.
 
     Raises:
-        UnsupportedFeatureError: no block looks like the machine's memory, or several do and nothing tells which is.
+        UnsupportedFeatureError: no block looks like the machine's memory.
     """
     found = find_memory([block.name for block in blocks], [block.length for block in blocks], chipset.size)
     memory = found.blocks

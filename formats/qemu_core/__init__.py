@@ -8,7 +8,8 @@
 The guest's memory is what QEMU mapped for it; which guest-physical range lies where stands in QEMU's own structures.
 Where those are comes from the debug information of the very build, from a profile made of that, or from the user
 (``--ram-block``). Without any of them RAM blocks are found by their looks, and laid out by the type of the machine.
-Ranges count as in QEMU's own dumps: RAM and ROM, but neither memory of passed-through devices nor persistent memory.
+Ranges count as in QEMU's own dumps: RAM and ROM, but neither memory of passed-through devices nor regions that are
+marked as non-volatile.
 Nothing is copied: pages are read where they lie in the core.
 
 Sources: qemu scripts/dump-guest-memory.py, system/memory.c, system/memory_mapping.c, hw/misc/vmcoreinfo.c (releases

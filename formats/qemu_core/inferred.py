@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dumpxlate.formats.qemu_core.process import Process
-    from dumpxlate.formats.qemu_core.ram import RamBlock
-    from dumpxlate.qemu.layout import GuestLayout
 
 __all__ = ["Inferred", "infer_ram"]
 
@@ -69,26 +67,9 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
     attributes: dict[str, int | str] = {"board": board.name}
     if board.split:
         attributes["ram_below_4g"] = hex(layout.below_4g)
-    rows, damage = _place(layout, blocks)
-    return Inferred(GuestRam.of(rows, found.blocks, (*found.damage, *damage)), evidence, attributes)
-
-
-def _place(layout: GuestLayout, blocks: Sequence[RamBlock]) -> tuple[list[tuple[int, int, int]], list[str]]:
-    """Give start, length and host address of each range, and say what memory has no place."""
-    rows: list[tuple[int, int, int]] = []
-    damage: list[str] = []
-    for each in layout.placements:
-        block = blocks[each.block]
-        inside = min(each.length, block.length - each.offset)
-        if inside > 0:
-            rows.append((each.start, inside, block.host + each.offset))
-        if inside < each.length:
-            damage.append(
-                f"{each.length - max(inside, 0):#x} bytes at {each.start + max(inside, 0):#x} lie behind the end of "
-                f"{block.name}, and are left out"
-            )
-    damage += [f"{said}; debug information tells it (--debug-file, --profile)" for said in layout.damage]
-    return rows, damage
+    rows = [(each.start, each.length, blocks[each.block].host + each.offset) for each in layout.placements]
+    apart = [f"{said}; debug information tells it (--debug-file, --profile)" for said in layout.damage]
+    return Inferred(GuestRam.of(rows, found.blocks, (*found.damage, *apart)), evidence, attributes)
 
 
 def _find(process: Process) -> tuple[BlockList, str, tuple[str, ...]]:

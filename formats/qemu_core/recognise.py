@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from dumpxlate.elf.container import ELF_MAGIC, ET_CORE, PT_NOTE, read_elf
-from dumpxlate.elf.notes import NT_PRPSINFO, parse_notes
+from dumpxlate.elf.notes import NT_FILE, NT_PRPSINFO, parse_notes
 from dumpxlate.errors import FormatError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def qemu_program(source: Source) -> str | None:
         program, _ = process_names(found.get(NT_PRPSINFO, b""), file.bits)
         if is_qemu(program):
             return program
+        if NT_FILE not in found:
+            return None
         from dumpxlate.formats.qemu_core.notes import program_name
 
         return program_name(found, file)

@@ -181,12 +181,23 @@ def test_the_size_that_the_cmos_tells_decides_where_names_do_not() -> None:
 
 def test_what_neither_names_nor_the_cmos_tell_is_said() -> None:
     equal = (("m0", 64 * MIB), ("m1", 64 * MIB))
-    with pytest.raises(UnsupportedFeatureError, match="which of the RAM blocks m0, m1 that was is not told"):
-        memory(*equal, told=64 * MIB)
+    told_twice = memory(*equal, told=64 * MIB)
+    assert "m0 [m0, m1: which of them the machine began with is not told; m0 is taken]" in told_twice
+    assert (
+        memory(("m0", 64 * MIB), ("m1", 128 * MIB), ("none", 0), told=64 * MIB) == f"m0 [memory beside m0 {BESIDE}: m1]"
+    )
     for told in (None, MIB):
         assert "m0 m1 [m0, m1: whether these are NUMA nodes or DIMMs" in memory(*equal, told=told)
     assert "in which order these NUMA nodes follow" in memory(("red", MIB), ("blue", MIB), told=2 * MIB)
     assert memory(("ram-node0", MIB), ("ram-node1", MIB)) == "ram-node0 ram-node1"
+
+
+@pytest.mark.parametrize("name", ["tpm-crb-cmd", "mach-virt.tag", "mach-virt.secure-tag", "synic-0-msg-page"])
+def test_memory_of_a_device_without_a_bus_is_no_dimm(name: str) -> None:
+    blocks = (Block("pc.ram", MIB), Block(name, 4096))
+    layout = lay_out(board_of("pc"), blocks)
+    assert layout.damage == ()
+    assert any(name in remark for remark in layout.remarks)
 
 
 def test_many_backends_take_no_time() -> None:

@@ -313,12 +313,12 @@ def screen(*, command: int, bar: int, misc: int, vbe: int) -> list[build.Device]
     ]
 
 
-def card(name: str, command: int, bars: tuple[int, ...]) -> build.Device:
+def card(name: str, command: int, bars: tuple[int, ...], place: str = "0000:00:02.0") -> build.Device:
     """A PCI device with memory bars, which are set or not."""
     config = bytearray(256)
     struct.pack_into(f"<{len(bars)}I", config, 0x10, *bars)
     config[4] = command
-    return (f"0000:00:02.0/{name}", 0, [("version_id", b"\0\0\0\2", 4), ("config[0]", bytes(config), 256)])
+    return (f"{place}/{name}", 0, [("version_id", b"\0\0\0\2", 4), ("config[0]", bytes(config), 256)])
 
 
 @pytest.mark.parametrize("kind", ["ivshmem", "ivshmem-plain", "ivshmem-doorbell"])
@@ -339,6 +339,20 @@ def test_memory_that_guests_share_is_seen_behind_its_bar(kind: str) -> None:
                 f"memory of devices is left out, since its address is not known: {name}" in each
                 for each in dump.remarks
             )
+
+
+BAR = 0xFD000008  # that of memory of which parts may be fetched ahead
+
+
+@pytest.mark.parametrize("place", ["0000:00:02.0", "0000:00:02.0:00.0", "0000:00:01.0:00.0:01.7"])
+@pytest.mark.parametrize(("kind", "block"), [("bochs-display", "bochs-display-vram"), ("vga", "vga.vram")])
+def test_screens_are_seen_behind_bridges_too(kind: str, block: str, place: str) -> None:
+    name = f"{place}/{block}"
+    table = block_table({**RAM, name: 0x2000})
+    records, devices = build.page(0, page(0), "pc.ram") + build.page(1, page(7), name), [card(kind, 7, (BAR,), place)]
+    for each in (stream(ram(table, records), devices=devices), old(table, records, *devices)):
+        with open_bytes(each) as dump:
+            assert read(dump, BAR >> 12 | 1) == page(7)
 
 
 def test_empty_blocks_lie_nowhere() -> None:
