@@ -59,16 +59,17 @@ def open(
         MapError: the map cannot be read.
         OSError: a file cannot be read.
     """
-    from dumpxlate.registry import open_dump
-
-    if p2m is None:
-        return open_dump(paths, format, options)
     from dataclasses import replace
 
+    from dumpxlate.registry import open_dump
+
+    told = options.qemu.files if options and options.qemu else ()
+    if p2m is None:
+        return replace(open_dump(paths, format, options), consulted=told)
     from dumpxlate.p2m.files import read_map
 
     frames = read_map(p2m, p2m_format)
-    return replace(open_dump(paths, format, options).with_p2m(frames), consulted=(os.fspath(p2m),))
+    return replace(open_dump(paths, format, options).with_p2m(frames), consulted=(*told, os.fspath(p2m)))
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Self
@@ -14,7 +15,6 @@ from dumpxlate.pages import PageState, damage_of
 from dumpxlate.stores import RemappedStore, UnkeyedStore
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
@@ -231,7 +231,8 @@ class Dump:
         """
         from dumpxlate.xen_host.guest import domain_dump
 
-        return domain_dump(self, number, xen_syms)
+        told = () if xen_syms is None else (os.fspath(xen_syms),)
+        return replace(domain_dump(self, number, xen_syms), consulted=(*self.consulted, *told))
 
     def read(self, address: int, length: int) -> bytes:
         """Read bytes at an address of the dump's space (guest physical, or machine).

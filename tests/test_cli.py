@@ -344,8 +344,10 @@ def test_output_is_another_input(cli: Cli, tmp_path: Path, dump: Path, p2m: Path
 
 def test_report_is_the_output(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) -> None:
     whole = ["convert", dump, "--p2m", p2m, "-o", "out", "--force"]
-    refused(cli(*whole, "--report", "./out"), 2, "out: is the output itself")
-    refused(cli(*whole, "--report", "out.2", "--split", "2", "-t", "kdump"), 2, "out.2: is the output itself")
+    twice = "is another output of this command already"
+    refused(cli(*whole, "--report", "./out"), 2, f"out: {twice}")
+    refused(cli(*whole, "--report", "out.2", "--split", "2", "--part", "2", "-t", "kdump"), 2, f"out.2: {twice}")
+    refused(cli(*whole, "--report", "out.dxmap", "-t", "raw", "--allow-loss"), 2, f"out.dxmap: {twice}")
     refused(cli("convert", dump, "--p2m", p2m, "-o", "-", "--report", "-"), 2, "<stdout>: cannot take both")
     only(tmp_path, "xen.core", "map.bin")
     done = cli(*whole, "--report", "-")
@@ -385,6 +387,12 @@ def test_output_that_cannot_be(cli: Cli, tmp_path: Path, dump: Path, p2m: Path) 
     (tmp_path / "folder").mkdir()
     refused(cli("convert", dump, "--p2m", p2m, "-o", "folder", "--force"), 2, "not a regular file")
     refused(cli("convert", dump, "--p2m", p2m, "-o", "absent/out"), 2, "absent")
+    (tmp_path / "stream").symlink_to("/proc/self/fd/1")
+    for name in ("stream", "/dev/fd/1"):  # files, where stdout is one
+        line = f"{sys.executable} -m dumpxlate convert {dump} --p2m {p2m} -o {name} -t elf --force > folder/taken"
+        done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        refused(done, 2, f"{name}: is a stream of a process")
+    (tmp_path / "stream").unlink()
     for name in ("", "absent/"):
         refused(cli("convert", dump, "--p2m", p2m, "-o", name), 2, "is not the name of a file")
     refused(cli("convert", "", "-o", "out"), 2, "'': no such file")

@@ -227,8 +227,6 @@ def _report_to(
 
     from dumpxlate.io.sink import FileSink
 
-    if _place(path) in [_place(Path(each)) for each in _outputs(out, conduct)]:
-        raise OutputError("is the output itself", path=str(path))
     with FileSink(path, overwrite=conduct.force, inputs=inputs) as sink:
 
         def write(described: list[dict[str, Any]]) -> None:
@@ -242,19 +240,9 @@ def _report_to(
         yield write
 
 
-def _place(path: Path) -> Path:
-    """Give the folder that a path really leads to, and the name in it: a link there is replaced, not followed."""
-    return path.parent.resolve() / path.name
-
-
 def _one_or_all(described: list[dict[str, Any]]) -> Any:
     """Give what a report holds: an object, or a list of them for a set."""
     return described[0] if len(described) == 1 else described
-
-
-def _outputs(out: str, conduct: Conduct) -> list[str]:
-    """Name the files that a command line writes."""
-    return [out] if conduct.split is None else [f"{out}.{part}" for part in range(1, conduct.split + 1)]
 
 
 def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]]:
@@ -272,7 +260,7 @@ def _on_cluster(address: str, out: str, conduct: Conduct) -> list[dict[str, Any]
     if conduct.resume:
         # A worker that only seems lost may still write what another one would go on in.
         raise ValueError("--dask has a part that was lost written anew by another worker: leave --resume out")
-    for path in map(Path, _outputs(out, conduct)):
+    for path in (Path(f"{out}.{part}") for part in range(1, conduct.split + 1)):
         if path.exists() and not conduct.force:
             raise OutputError("exists (use --force to replace it)", path=str(path))
     words = without(sys.argv[1:], "--dask", "--report", "--progress")

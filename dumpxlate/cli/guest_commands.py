@@ -35,7 +35,7 @@ def regs(
     from dumpxlate.describe.dump import printable
 
     with inputs.open(files) as dump:
-        told = [remark for remark in dump.remarks if remark.startswith("registers ")]  # some are stale, or not read
+        told = [remark for remark in dump.remarks if "registers" in remark]  # some are stale, or not read
         if not dump.cpus:
             say(printable(f"{dump.name}: {'; '.join(['has no registers', *told])}"))
             raise typer.Exit(EXIT_NO)

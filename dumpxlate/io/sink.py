@@ -8,7 +8,7 @@ import os
 import stat
 from functools import partial as bound
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -119,11 +119,13 @@ class FileSink:
         keep: that too, and it stays when the writing fails.
 
     Raises:
-        OutputError: the target exists, is an input, or is no regular file.
+        OutputError: the target exists, is an input, is being written already, or is no regular file.
         OSError: the file cannot be created.
     """
 
     seekable = True
+    _written: ClassVar[set[Path]] = set()
+    """Targets of the sinks that are open: two outputs of one name would leave one of them."""
 
     def __init__(
         self,
@@ -139,7 +141,11 @@ class FileSink:
         self._overwrite = overwrite
         self._complete = False
         _refuse_bad_target(os.fspath(path), overwrite, inputs)
+        self._place = self.path.parent.resolve() / self.path.name  # a link of that name is replaced, not followed
+        if self._place in self._written:
+            raise OutputError("is another output of this command already", path=os.fspath(path))
         self._file = Temporary(self.path, partial, reuse=reuse, keep=keep)
+        self._written.add(self._place)
         self._writeback = Writeback(self._file.fd)
         self.position = 0
         self._held: list[Callable[[], object]] | None = None
@@ -272,6 +278,7 @@ class FileSink:
         self._discard()
 
     def _discard(self) -> None:
+        self._written.discard(self._place)
         self.rest()
         self._file.discard()
 
@@ -302,7 +309,10 @@ def _refuse_bad_target(name: str, overwrite: bool, inputs: Sequence[str | os.Pat
         return
     if any(_is_same(path, one) for one in inputs):
         raise OutputError("is the input itself", path=name)
-    # What a link leads to counts, so that /dev/stdout is not replaced; one that leads nowhere is replaced itself.
+    if stat.S_ISLNK(mode) and any(each.is_relative_to("/proc") for each in (path.readlink(), path.parent.resolve())):
+        # /dev/stdout and /dev/fd/1, which may be redirected to a regular file.
+        raise OutputError("is a stream of a process (use -o - to write to stdout)", path=name)
+    # What a link leads to counts; one that leads nowhere is replaced itself.
     with contextlib.suppress(FileNotFoundError):
         mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
