@@ -96,7 +96,7 @@ class Chipset:
             whether reading goes to RAM. Firmware sets all while it starts, so that is assumed where nothing is known.
         bars: guest-physical address by block, for blocks behind a PCI BAR; -1 where it is switched off.
         windows: parts of screens that are seen where old programs look for them.
-        size: bytes of RAM that the machine began with, in whole units of 64 KiB, as the CMOS tells.
+        size: bytes of RAM that the machine began with: in whole units of 64 KiB, as the CMOS tells, or those of ``-m``.
     """
 
     above_4g: int | None = None

@@ -33,15 +33,24 @@ _SHOWN = 79
 _STACK = 8 << 20
 _WORDS = 1 << 16
 _ARGUMENT = 1 << 16
+_FIRST = {"machine": "type", "M": "type", "m": "size"}
+"""Options, and what their first value is where it has no name."""
 _SIZE = re.compile(r"(\d{1,18})([bkmgt]?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class MachineOptions:
-    """What ``-machine`` says; None where it does not."""
+    """What ``-machine`` and ``-m`` say; None where they do not.
+
+    Attributes:
+        type: of the machine.
+        ram_below_4g: bytes of RAM below 4 GiB at most.
+        memory: bytes of RAM that the machine begins with.
+    """
 
     type: str | None = None
     ram_below_4g: int | None = None
+    memory: int | None = None
 
 
 def arguments(process: Process) -> tuple[str, ...]:
@@ -93,21 +102,18 @@ def _string(process: Process, at: int) -> str:
 
 
 def machine_options(words: Sequence[str]) -> MachineOptions:
-    """Read ``-machine`` and ``-M``; later ones add to earlier ones."""
-    kind: str | None = None
-    below: int | None = None
+    """Read ``-machine``, ``-M`` and ``-m``; later ones add to earlier ones."""
+    found: dict[str, str] = {}
     for option, value in pairwise(words):
-        if option not in ("-machine", "--machine", "-M", "--M"):
-            continue
-        for number, part in enumerate(value.split(",")):
+        first = _FIRST.get(option.lstrip("-")) if option.startswith("-") else None
+        for number, part in enumerate(value.split(",") if first else ()):
             key, equals, text = part.partition("=")
-            if not equals and number == 0:
-                kind = key
-            elif key == "type":
-                kind = text
-            elif key == "max-ram-below-4g":
-                below = _bytes(text)
-    return MachineOptions(kind, below)
+            if equals:
+                found[key] = text
+            elif number == 0 and first:
+                found[first] = key
+    below, size = found.get("max-ram-below-4g", ""), found.get("size", "")
+    return MachineOptions(found.get("type"), _bytes(below), _bytes(f"{size}m" if size.isdecimal() else size))
 
 
 def has_default_pc(process: Process, words: Sequence[str]) -> bool:

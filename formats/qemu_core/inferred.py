@@ -10,7 +10,7 @@ from dumpxlate.formats.qemu_core.block_search import BlockList, find_blocks
 from dumpxlate.formats.qemu_core.missing import LIMITS
 from dumpxlate.formats.qemu_core.ram import GuestRam
 from dumpxlate.formats.qemu_core.shared_only import only_memory
-from dumpxlate.qemu.layout import Block, board_of, lay_out, need_type
+from dumpxlate.qemu.layout import Block, Chipset, board_of, lay_out, need_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,9 @@ class Inferred:
     attributes: dict[str, int | str]
 
 
-def infer_ram(process: Process, machine: str | None, below_4g: int | None, told: str, *, x86: bool) -> Inferred:
+def infer_ram(
+    process: Process, machine: str | None, below_4g: int | None, told: str, *, size: int | None, x86: bool
+) -> Inferred:
     """Find RAM blocks, and lay them out.
 
     Args:
@@ -43,6 +45,7 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
         machine: type of the machine; None where nothing tells.
         below_4g: bytes of RAM below 4 GiB, where somebody says so.
         told: who says what type of machine it is.
+        size: bytes of RAM that it began with; None where nothing tells.
         x86: whether it is a PC.
 
     Raises:
@@ -55,7 +58,7 @@ def infer_ram(process: Process, machine: str | None, below_4g: int | None, told:
     if not machine and x86:
         machine, told = _any_pc(sizes)
     board = board_of(machine or "", [block.name for block in blocks])
-    layout = lay_out(board, sizes, below_4g=below_4g)
+    layout = lay_out(board, sizes, below_4g=below_4g, chipset=Chipset(size=size))
     evidence = (
         (
             f"inferred, without debug information: {len(found.blocks)} RAM blocks, found by {found_by}, are laid out "

@@ -149,7 +149,7 @@ def _infer(process: Process, options: OpenOptions) -> _Found:
     elif not machine:
         says = "the names of the blocks"
     below = told.ram_below_4g if options.ram_below_4g is None else options.ram_below_4g
-    found = infer_ram(process, machine, below, says, x86=x86)
+    found = infer_ram(process, machine, below, says, size=told.memory, x86=x86)
     remarks = [*found.evidence, "registers are not read without debug information (--debug-file, --profile)"]
     return _Found(found.ram, "inferred", None, remarks, found.attributes)
 

@@ -381,6 +381,17 @@ class TestLooks:
         assert ram_of(dump) == [(0, 16), (0xFFFF0, 16)]
         assert dump.damage == ()
 
+    @pytest.mark.parametrize("size", ["1", "size=1M,slots=2,maxmem=4G", "1024k"])
+    def test_the_command_line_says_how_much_memory_there_was(self, size: str) -> None:
+        """Two backends of any names are NUMA nodes if they have that size together; else one may be a DIMM."""
+        blocks = [Block("mem0", bytes(0x80000)), Block("mem1", page(9) * 128), Block("pc.bios", page(4) * 16)]
+        core = qemu_core.build(GUEST, blocks=blocks, ranges=[], words=("-M", "q35", "-m", size))
+        dump = opened(core)
+        assert dump.damage == ()
+        assert dump.read(0x80000, PAGE) == page(9)
+        (said,) = opened(qemu_core.build(GUEST, blocks=blocks, ranges=[], words=("-M", "q35"))).damage
+        assert "whether these are NUMA nodes or DIMMs that were plugged in is not told" in said
+
     def test_block_that_nothing_leads_to(self) -> None:
         """A block that was freed: no mapping, and no neighbour knows it."""
         blocks = [Block("pc.ram", bytes(4 * PAGE), listed=False)]
