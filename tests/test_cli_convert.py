@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import dumpxlate
+from dumpxlate import errors
+from dumpxlate.cli.convert_command import Conduct, _report_to
 from dumpxlate.format import WriteOptions
 from dumpxlate.registry import all_formats, find_format
 from tests.builders import elf_cores, flattened, kdump, lime, raw
@@ -200,3 +202,14 @@ def test_formats_honour_the_options_they_list_and_refuse_the_others(tmp_path: Pa
                 with pytest.raises(dumpxlate.errors.UnsupportedFeatureError, match=f"takes no {option}"):
                     dumpxlate.convert(dump, out, name, how, allow_loss=True)
                 assert not out.exists()
+
+
+def test_a_report_that_fails_leaves_the_dump_and_says_so(tmp_path: Path) -> None:
+    """Somebody else makes a file of its name while the dump is written."""
+    path = tmp_path / "report"
+    with _report_to(path, "out", [], Conduct()) as write:
+        path.write_text("theirs")
+        with pytest.raises(errors.OutputError, match="appeared while it was being written") as caught:
+            write([{}])
+    assert caught.value.__notes__ == ["out is complete, and only the report of it is not there"]
+    assert path.read_text() == "theirs"

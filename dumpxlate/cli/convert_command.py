@@ -233,7 +233,7 @@ def _report_to(
             try:
                 sink.append([json.dumps(_one_or_all(described), indent=2).encode() + b"\n"])
                 sink.commit()
-            except OSError as error:
+            except (OSError, OutputError) as error:
                 error.add_note(f"{out} is complete, and only the report of it is not there")
                 raise
 

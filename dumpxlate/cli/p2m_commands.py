@@ -145,4 +145,4 @@ def _write(p2m: P2M, name: str, to: MapKindName | None, *, force: bool, inputs: 
     with target if isinstance(target, PipeSink) else FileSink(target, overwrite=force, inputs=inputs) as sink:
         write_map(p2m, sink, to.value if to else kind_for(name))
         sink.commit()
-    say(f"{name}: {p2m.runs.total:,} pages of {p2m.size:,} entries")
+    say(f"{target.name if isinstance(target, PipeSink) else name}: {p2m.runs.total:,} pages of {p2m.size:,} entries")
