@@ -142,9 +142,10 @@ class FileSink:
         self._complete = False
         _refuse_bad_target(os.fspath(path), overwrite, inputs)
         self._place = self.path.parent.resolve() / self.path.name  # a link of that name is replaced, not followed
-        if self._place in self._written:
-            raise OutputError("is another output of this command already", path=os.fspath(path))
         self._file = Temporary(self.path, partial, reuse=reuse, keep=keep)
+        if self._place in self._written:
+            self._file.discard()
+            raise OutputError("is another output of this command already", path=os.fspath(path))
         self._written.add(self._place)
         self._writeback = Writeback(self._file.fd)
         self.position = 0
