@@ -68,7 +68,6 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
     """
     with open_source(path) as source:
         if source.size > PROFILE_LIMIT:
-            raise CorruptDumpError(
-                f"not a profile: {source.size:,} bytes, expected {PROFILE_LIMIT:,} at most", path=source.name
-            )
+            why = f"not a profile: {source.size:,} bytes, expected {PROFILE_LIMIT:,} at most"
+            raise CorruptDumpError(why, path=source.name, offset=PROFILE_LIMIT, what="QEMU profile")
         return Profile.from_json(bytes(source.view(0, source.size)), source.name)
