@@ -16,6 +16,7 @@ Sources: qemu include/exec/ramblock.h (cpu-all.h before 2.6), include/qemu/queue
 
 from __future__ import annotations
 
+import struct
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -77,7 +78,7 @@ def find_blocks(process: Process) -> BlockList:
         return BlockList()
     for at in islice(_names(process.memory), _HITS_LIMIT):
         for shape in _SHAPES:
-            if _is_block(process, at, shape):
+            if _block_at(process, at, shape):
                 return _chain(process, at, shape)
     return BlockList()
 
@@ -96,7 +97,7 @@ def _names(memory: ProcessMemory) -> Iterator[int]:
                 return
 
 
-def _is_block(process: Process, at: int, shape: _Shape) -> RamBlock | None:
+def _block_at(process: Process, at: int, shape: _Shape) -> RamBlock | None:
     """Read the block whose name stands at an address; None where it is none, as far as one can tell."""
     block = _read(process, at, shape)
     if block is None:
@@ -113,9 +114,8 @@ def _read(process: Process, at: int, shape: _Shape) -> RamBlock | None:
         text = process.memory.read(at, _NAME, "RAMBlock").partition(b"\0")[0]
     except CorruptDumpError:
         return None
-    order = "little" if process.endian == "<" else "big"
     host, offset, length, room = (
-        int.from_bytes(before[shape.host - place :][:8], order)  # type: ignore[arg-type]
+        struct.unpack_from(f"{process.endian}Q", before, shape.host - place)[0]
         for place in (shape.host, shape.offset, shape.length, shape.room)
     )
     whole = host and not (host | offset | length) % _PAGE and 0 < length <= room < _ADDRESS_LIMIT > host
@@ -140,7 +140,7 @@ def _chain(process: Process, at: int, shape: _Shape) -> BlockList:
     following = at - shape.start
     while following:
         at = following + shape.start
-        block = _is_block(process, at, shape)
+        block = _block_at(process, at, shape)
         if block is None or at in blocks or len(blocks) == _BLOCKS_LIMIT:
             last = next(reversed(blocks.values())).name
             why = "leads back into itself" if at in blocks else f"ends at host address {following:#x}, where none is"
@@ -157,7 +157,7 @@ def _first(process: Process, at: int, shape: _Shape) -> tuple[int, list[str]]:
     for _ in range(_BLOCKS_LIMIT):
         back = _word(process, at + _PREVIOUS)
         before = back - _NEXT
-        if before in seen or not _is_block(process, before, shape):
+        if before in seen or not _block_at(process, before, shape):
             break
         at = before
         seen.add(at)
