@@ -217,7 +217,7 @@ class Input(Group):
                 dump = dump.domain(self.domain, self.xen_syms)
             elif within:
                 dump = with_found_map(dump, within, self.symbols)
-            return replace(dump, consulted=self.files())
+            return replace(dump, consulted=(*dump.consulted, str(self.symbols))) if self.symbols else dump
         except BaseException:
             dump.close()
             raise
