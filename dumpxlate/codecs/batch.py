@@ -289,10 +289,15 @@ def _copies(body: memoryview, offset: Int64s, length: int) -> UInt8s:
 
 
 def _are_zero(body: memoryview, offset: Int64s, page_size: int) -> Bools:
-    """Test pages for zero: the first word of each, then the whole of those that remain."""
-    zero: Bools = _copies(body, offset, _WORD).view(np.uint64)[:, 0] == 0
+    """Test pages for zero.
+
+    As booleans, of which any byte but zero is a true one, a page is left at its first 32 bytes with a set bit: twice as
+    fast as words that are joined by "or" to the page's end. What is not one span would have to be copied for that, so
+    the first word of each page is looked at before.
+    """
+    zero = np.ones(len(offset), bool)
+    if not _is_span(offset, page_size):
+        np.equal(_copies(body, offset, _WORD).view(np.uint64)[:, 0], 0, out=zero)
     left = np.flatnonzero(zero)
-    if 2 * len(left) > len(offset):
-        left = np.arange(len(offset))  # in place, if they are one span, costs less than copying more than half
-    zero[left] = np.bitwise_or.reduce(_pages(body, offset[left], page_size), axis=1) == 0
+    zero[left] = ~_pages(body, offset[left], page_size).view(np.bool_).any(axis=1)
     return zero
