@@ -8,12 +8,13 @@ holds for what is written between holes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
 import threading
 import weakref
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,13 +22,13 @@ import numpy as np
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt8s
 
-__all__ = ["PAYS", "WORTHWHILE", "read_many", "write_many"]
+__all__ = ["PAYS", "WORTHWHILE", "expect", "leave", "read_many", "write_many"]
 
 WORTHWHILE = 32
 """Reads in one go from which on this pays."""
 
 PAYS = 40_000
-"""Ranges from which on a process takes to this: those before go one by one.
+"""Ranges from which on a process takes to this: those before go one by one, unless it knows how many will come.
 
 The kernel waits idly for 30 to 45 ms when a queue goes, at the latest with the process: so many single calls take as
 much longer.
@@ -70,7 +71,14 @@ class _Context:
         self._pointers = self.blocks.ctypes.data + np.arange(_MOST, dtype=np.uint64) * np.uint64(_IOCB.itemsize)
         self.usable = _syscall(setup, _MOST, ctypes.addressof(self._id)) == 0
         if self.usable:
-            weakref.finalize(self, _syscall, destroy, self._id.value)
+            self._destroy = partial(_syscall, destroy, self._id.value)
+            self._end = weakref.finalize(self, self._destroy)
+
+    def go(self) -> None:
+        """Give the queue back in a thread, since the kernel takes its time; the process's end, if there is none."""
+        if self._end.detach():
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._destroy, daemon=True).start()
 
     def run(self, count: int) -> bool:
         """Do what the first ``count`` blocks say; tells whether the kernel took them all."""
@@ -121,6 +129,20 @@ def _context() -> _Context | None:
         _local.context = found if found and found.usable else None
     context: _Context | None = _local.context
     return context
+
+
+def expect(ranges: int) -> None:
+    """Take to this at once where so many ranges will come that it pays."""
+    if ranges > PAYS:
+        _Use.ranges = max(_Use.ranges, PAYS)
+
+
+def leave() -> None:
+    """Let this thread's queue go while other work is done, as few ranges will come now: those go one by one."""
+    _Use.ranges = 0
+    context: _Context | None = _local.__dict__.pop("context", None)
+    if context:
+        context.go()
 
 
 def _forget() -> None:

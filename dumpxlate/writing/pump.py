@@ -12,6 +12,7 @@ import numpy as np
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import ordered_map
 from dumpxlate.errors import CorruptPageError
+from dumpxlate.io.aio import expect
 from dumpxlate.io.sink import FileSink
 from dumpxlate.pages import BAD, BATCH_BYTES, STORED, CodecId, PageBatch, PageState, PageTable
 from dumpxlate.verify.missing import BadRuns, bad_runs
@@ -78,7 +79,13 @@ class Pump:
         sink.rest()
         if not can_share(self.writer):
             return False
+        expect(self._pieces(starts) * len(starts) // processes)
         return share(self, sink, starts, processes, lambda pages: meter.reach(pages * self.store.page_size))
+
+    def _pieces(self, starts: range) -> int:
+        """Count the pieces of the input that the first batch is in."""
+        pfn = self.writer.pages.select(starts.start, starts.start + starts.step)
+        return len(self.store.locate(pfn).spans()[0])
 
     def _threaded(self, starts: range, meter: Meter, threads: int, resumption: Resumption | None) -> None:
         """Write what threads have prepared."""

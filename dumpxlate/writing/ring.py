@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from dumpxlate.codecs.forks import Channel, GoneError, Lock, can_fork, forked, portable
 from dumpxlate.errors import OutputError
 from dumpxlate.format import Resumable
+from dumpxlate.io.aio import leave
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -186,6 +187,7 @@ class _Member:
         """Prepare a batch; False where there are no more."""
         first = next(self._todo, None)
         if first is None:
+            leave()
             return False
         try:
             last = min(first + self._starts.step, self._starts.stop)

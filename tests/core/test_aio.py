@@ -122,3 +122,33 @@ def test_few_ranges_go_one_by_one(file: int, monkeypatch: pytest.MonkeyPatch) ->
     offset, length = ranges(60)
     assert read(file, offset, length)[0] is None
     assert read(file, offset, length)[0] is not None
+
+
+def test_expected_ranges_need_no_single_calls(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    available()
+    monkeypatch.setattr(aio, "PAYS", 100)
+    monkeypatch.setattr(aio._Use, "ranges", 0)
+    aio.expect(100)
+    assert read(file, *ranges(60))[0] is None
+    aio.expect(101)
+    assert read(file, *ranges(60))[0] is not None
+
+
+def test_a_queue_goes_while_other_work_is_done(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What few ranges follow go one by one, and a new queue is made where there are many again."""
+    available()
+    monkeypatch.setattr(aio, "PAYS", 100)
+    monkeypatch.setattr(aio._Use, "ranges", 101)
+    offset, length = ranges(60)
+    assert read(file, offset, length)[0] is not None
+    first, before = aio._context(), set(threading.enumerate())
+    aio.leave()
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    blocks = np.zeros(1, np.uint64)
+    assert first is not None
+    assert aio._syscall(first._events, first._id.value, 0, 1, blocks.ctypes.data, 0) < 0, "the kernel still knows it"
+    assert read(file, offset, length)[0] is None
+    got, body = read(file, offset, length)
+    assert got is not None
+    assert body == b"".join(DATA[at : at + size] for at, size in zip(offset.tolist(), length.tolist(), strict=True))
