@@ -33,6 +33,7 @@ CONVERSION = """
 import json, os, signal, sys, time
 from dumpxlate.writing import pump, ring
 
+pump._WIDE_BYTES = pump.BATCH_BYTES
 parent, batches, ways = os.getpid(), [], []
 prepare, share = pump.Pump.prepare, pump.share
 

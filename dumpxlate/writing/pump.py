@@ -36,8 +36,8 @@ _LISTED = 1000
 _FEW_SPANS = 16
 """Up to so many pieces a batch is written straight from the input; beyond, gathering them first is faster."""
 
-_PASSED_BYTES = 2 * BATCH_BYTES
-"""Guest memory in a batch of compressed pages that go on as they are: little is done for a batch but look it up."""
+_WIDE_BYTES = 2 * BATCH_BYTES
+"""Guest memory in a batch whose pages are not encoded: little is done for a batch but look it up."""
 
 _LEAST_BATCHES = 2
 """For less than so many a process is not worth while."""
@@ -64,12 +64,16 @@ class Pump:
         """
         done = resumption.pages if resumption else 0
         meter.add(done * self.store.page_size)
-        # Beside raw pages those of the source's codecs are accepted where there are any, and only there.
-        wide = _PASSED_BYTES if self.writer.accepts > {CodecId.RAW} else BATCH_BYTES
-        starts = range(done, self.writer.pages.count, max(wide // self.store.page_size, 1))
+        size = BATCH_BYTES if resumption or self._encodes else _WIDE_BYTES
+        starts = range(done, self.writer.pages.count, max(size // self.store.page_size, 1))
         if resumption or not self._shared(sink, starts, meter, workers):
             self._threaded(starts, meter, workers, resumption)
         self.writer.finish()
+
+    @property
+    def _encodes(self) -> bool:
+        """Whether pages are encoded: beside raw ones those of the source's codecs are accepted where there are any."""
+        return bool(self.writer.codec) and self.writer.accepts <= {CodecId.RAW}
 
     def _shared(self, sink: Sink, starts: range, meter: Meter, workers: int) -> bool:
         """Write with several processes, if that can be; tells whether it could."""
@@ -122,15 +126,16 @@ class Pump:
     def write(self, ready: PageBatch) -> None:
         """Count a batch by state and hand it to the writer."""
         table = ready.table
-        bad = np.flatnonzero(table.state == BAD)
-        if len(bad):
+        counts = np.bincount(table.state, minlength=BAD + 1).tolist()
+        if counts[BAD]:
+            bad = np.flatnonzero(table.state == BAD)
             found = self.store.locate(table.pfn[bad])
             self.bad.add(bad_runs(self.store, found, np.arange(len(bad))))
-        if len(bad) and self.bad_pages == "stop":
-            raise CorruptPageError(
-                "does not decode (--bad-pages skip or zero goes on without it)", pfn=int(table.pfn[bad[0]])
-            )
-        for state, count in enumerate(np.bincount(table.state).tolist()):
+            if self.bad_pages == "stop":
+                raise CorruptPageError(
+                    "does not decode (--bad-pages skip or zero goes on without it)", pfn=int(table.pfn[bad[0]])
+                )
+        for state, count in enumerate(counts):
             if count:
                 self.counts[PageState(state).name.lower()] += count
         self.writer.write(ready)
