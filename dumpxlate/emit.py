@@ -28,9 +28,8 @@ def append_pages(sink: Sink, batch: PageBatch, page_size: int) -> None:
     table = batch.table
     rows = np.flatnonzero(table.state == STORED)
     offset = table.offset[rows]
-    opens = np.flatnonzero(np.append(True, (np.diff(rows) != 1) | (np.diff(offset) != page_size))[: len(rows)])
-    at, place = offset[opens], rows[opens] * page_size
-    length = np.diff(opens, append=len(rows)) * page_size
+    first, count = runs(rows, offset, step=page_size)
+    at, place, length = offset[first], rows[first] * page_size, count * page_size
     if isinstance(sink, FileSink):
         sink.append_sparse(np.frombuffer(batch.body, np.uint8), at, length, place, len(table) * page_size)
         return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
+from dumpxlate.arrays import lengths
 from dumpxlate.errors import TruncatedDumpError, UnknownFormatError, UnsupportedFeatureError
 from dumpxlate.io.aio import WORTHWHILE, read_many
 from dumpxlate.io.holes import runs_of_data
@@ -227,16 +228,20 @@ class PreadFile(Closing):
 
     def gather(self, offset: Int64s, size: Int32s) -> tuple[memoryview, Int64s]:
         """Read ranges into a body of their own, in the order given; ranges that follow each other in one call."""
-        used = np.flatnonzero(ranges_inside(self.size, offset, size))
-        start, length = offset[used], size[used].astype(np.int64)
-        at = np.cumsum(length) - length
-        buffer = np.empty(int(length.sum()), np.uint8)
-        if len(used):
+        inside = ranges_inside(self.size, offset, size)
+        whole = inside.all()
+        start, length = (offset, size) if whole else (offset[inside], size[inside])
+        ends = np.cumsum(length, dtype=np.int64)
+        at = ends - length
+        buffer = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+        if len(start):
             opens = np.flatnonzero(np.append(True, start[1:] != (start + length)[:-1]))
-            self._read(start[opens], np.add.reduceat(length, opens), buffer, at[opens])
+            self._read(start[opens], lengths(at[opens], len(buffer)), buffer, at[opens])
         body = buffer.data
+        if whole:
+            return body.toreadonly(), at
         moved = np.where(offset >= 0, np.int64(len(body)), np.int64(-1))
-        moved[used] = at
+        moved[inside] = at
         return body.toreadonly(), moved
 
     def data_runs(self, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
@@ -254,7 +259,7 @@ class PreadFile(Closing):
 
     def _read(self, start: Int64s, length: Int64s, buffer: UInt8s, at: Int64s) -> None:
         """Read ranges into their places in a buffer."""
-        order = np.argsort(start, kind="stable")  # ascending, as disks like it
+        order = np.argsort(start)  # ascending, as disks like it
         start, length, at = start[order], length[order], at[order]
         got = read_many(self._fd, start, length, buffer, at) if len(start) >= WORTHWHILE else None
         if got is not None:
