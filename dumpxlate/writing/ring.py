@@ -127,7 +127,8 @@ class _Member:
     def __init__(
         self, pump: Pump, sink: FileSink, starts: range, number: int, channels: Sequence[Channel], alone: Lock
     ) -> None:
-        self._pump, self._sink, self._starts, self._alone = pump, sink, starts, alone
+        assert isinstance(pump.writer, Resumable)
+        self._pump, self._writer, self._sink, self._starts, self._alone = pump, pump.writer, sink, starts, alone
         self._todo: Iterator[int] = iter(starts[number :: len(channels)])
         self._rounds = -(-len(starts) // len(channels))
         self._ready: deque[PageBatch | Exception] = deque()
@@ -225,17 +226,13 @@ class _Member:
 
     def _token(self, pages: int) -> _Token:
         """Put into a token what this process knows."""
-        pump = self._pump
-        assert isinstance(pump.writer, Resumable)
-        return _Token(pages, self._sink.position, pump.writer.state(), pump.counts, pump.bad)
+        return _Token(pages, self._sink.position, self._writer.state(), self._pump.counts, self._pump.bad)
 
     def _adopt(self, token: _Token) -> None:
         """Know what a token says."""
-        pump = self._pump
-        assert isinstance(pump.writer, Resumable)
         self._sink.position = token.position
-        pump.counts, pump.bad = token.counts, token.bad
-        pump.writer.restore(self._sink, token.pages, token.state)
+        self._pump.counts, self._pump.bad = token.counts, token.bad
+        self._writer.restore(self._sink, token.pages, token.state)
 
     def _received(self) -> _Token:
         """Wait for the token."""

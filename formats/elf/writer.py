@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -100,15 +101,16 @@ class ElfWriter:
 
     def _trimmed(self, sink: Sink) -> Sink | TrimmedSink:
         """Let what lies outside the window fall away."""
-        first, last = (int(pfn) * self._page_size for pfn in self._ends())
-        skip = max(self._window.begin - first, 0)
-        length = min(self._window.end, last) - first - skip
-        cut = skip or length < last - first
-        return TrimmedSink(sink, skip, self._bytes) if cut else sink
+        return TrimmedSink(sink, *self._cut) if self._cut else sink
 
-    def _ends(self) -> tuple[int, int]:
-        """First pfn, and one past the last, of the pages to write."""
-        return (int(self.pages.select(0, 1)[0]), self.pages.stop) if self.pages.count else (0, 0)
+    @cached_property
+    def _cut(self) -> tuple[int, int] | None:
+        """Bytes of the pages to drop first, and to let through then; None where all of them are wanted."""
+        if not self.pages.count:
+            return None
+        first, last = int(self.pages.select(0, 1)[0]) * self._page_size, self.pages.stop * self._page_size
+        skip = max(self._window.begin - first, 0)
+        return (skip, self._bytes) if skip or min(self._window.end, last) < last else None
 
     def write(self, batch: PageBatch) -> None:
         """Write the next pages."""
