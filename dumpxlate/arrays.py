@@ -6,14 +6,19 @@ where a file is parsed: mixing uint64 and int64 arrays gives float64 in numpy.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = [
     "DENSE",
+    "PIECE",
     "Bools",
+    "Columns",
     "Int32s",
     "Int64s",
     "UInt8s",
@@ -24,6 +29,7 @@ __all__ = [
     "expand",
     "lengths",
     "runs",
+    "slices",
 ]
 
 Bools: TypeAlias = NDArray[np.bool_]
@@ -32,6 +38,51 @@ Int32s: TypeAlias = NDArray[np.int32]
 Int64s: TypeAlias = NDArray[np.int64]
 UInt16s: TypeAlias = NDArray[np.uint16]
 UInt64s: TypeAlias = NDArray[np.uint64]
+
+PIECE = 1 << 13
+"""Numbers that are worked on in one go where there are many: what that takes stays in the processor's caches, and is
+used again for the next ones. An array of so many is smaller than what glibc maps anew for each, which costs as much as
+the work."""
+
+
+def slices(total: int, size: int = PIECE) -> Iterator[slice]:
+    """Cut a row of numbers into pieces."""
+    for first in range(0, total, size):
+        yield slice(first, min(first + size, total))
+
+
+_ROOM = 1 << 20
+"""Rows that there soon is room for: to copy rows is dear, while room takes no memory before it is written to."""
+
+
+class Columns:
+    """Parallel int64 columns that are filled piece by piece.
+
+    Args:
+        width: number of columns.
+    """
+
+    __slots__ = ("_count", "_rows")
+
+    def __init__(self, width: int) -> None:
+        self._rows = np.empty((width, 0), np.int64)
+        self._count = 0
+
+    def add(self, *parts: Int64s) -> None:
+        """Append to each column; the parts are of one length."""
+        begin, self._count = self._count, self._count + len(parts[0])
+        if self._count > self._rows.shape[1]:
+            room = max(2 * self._count, min(32 * self._count, _ROOM))
+            grown = np.empty((len(self._rows), room), np.int64)
+            grown[:, :begin] = self._rows[:, :begin]
+            self._rows = grown
+        for row, part in zip(self._rows, parts, strict=True):
+            row[begin : self._count] = part
+
+    @property
+    def filled(self) -> Int64s:
+        """The columns as they are so far, shape (width, n): a view."""
+        return self._rows[:, : self._count]
 
 
 def runs(values: Int64s, *parallel: Int64s, step: int = 1) -> tuple[Int64s, Int64s]:
@@ -77,10 +128,18 @@ def distinct(values: Int64s) -> tuple[Int64s, Int64s]:
 
 
 def expand(start: Int64s, count: Int64s, *, step: int = 1) -> Int64s:
-    """Write runs out: ``start[i], start[i] + step, ...``, ``count[i]`` of them, for each run in turn."""
-    total = int(count.sum())
+    """Write runs out: ``start[i], start[i] + step, ...``, ``count[i]`` of them, for each run in turn.
+
+    Where each is of one, this is ``start`` itself.
+    """
+    if (count == 1).all():
+        return start
     ends = np.cumsum(count)
-    return np.repeat(start - (ends - count) * step, count) + np.arange(total, dtype=np.int64) * step
+    out = np.arange(int(ends[-1]), dtype=np.int64)
+    if step != 1:
+        out *= step
+    out += np.repeat(start - (ends - count) * step, count)
+    return out
 
 
 DENSE = 4

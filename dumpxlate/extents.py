@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from dumpxlate.arrays import DENSE, ascending, expand, runs
+from dumpxlate.arrays import DENSE, Columns, ascending, expand, runs
 from dumpxlate.errors import MapError
 from dumpxlate.pageset import PageRuns
+from dumpxlate.places import SHORT, Places, page_by_page
 
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s
 
-__all__ = ["Extents", "ExtentsBuilder", "count_marked", "first_wins", "merge", "same_place"]
+__all__ = ["Extents", "ExtentsBuilder", "first_wins", "in_runs", "merge", "same_place", "through_each"]
 
 _ALIASES = 4
 _FEW = 1 << 20
 """Where no two runs of a map share frames, there are no more pieces than runs on both sides; this many more may be."""
-_SHORT = 2
-"""Pages of a run, on average, up to which it takes less to write runs out page by page than to sort them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,37 +113,6 @@ class Extents:
         order = ascending(page)
         return Extents(*merge(page[order], length[order], offset[order], step=page_size))
 
-    def through_each(self, start: Int64s, count: Int64s, frame: Int64s, page_size: int) -> Extents | None:
-        """See these extents through a map as ``through`` does, one page after the other.
-
-        Where runs have a page or two, as the memory of a guest that has lived for long, this takes a quarter of the
-        time, and no order but that of pages.
-
-        Args:
-            start: as for ``through``, ascending.
-            count: as for ``through``.
-            frame: as for ``through``, in any order.
-            page_size: bytes a page.
-
-        Returns:
-            The extents; None where runs are long, or the frames far apart.
-        """
-        pages = int(count.sum())
-        if pages > _SHORT * len(start):
-            return None
-        written = _written_out(self.start, self.count, self.offset, step=page_size, room=DENSE * pages)
-        if written is None:
-            return None
-        low, places = written
-        page, frame = (start, frame) if pages == len(start) else (expand(start, count), expand(frame, count))
-        at = frame - low
-        offset = places[np.clip(at, -1, len(places) - 1, out=at)]
-        there = offset >= 0
-        if not there.all():
-            page, offset = page[there], offset[there]
-        first, length = runs(page, offset, step=page_size)
-        return Extents(page[first], length, offset[first])
-
 
 @dataclass(slots=True)
 class ExtentsBuilder:
@@ -155,9 +123,7 @@ class ExtentsBuilder:
     """
 
     step: int
-    _start: list[Int64s] = field(default_factory=list)
-    _count: list[Int64s] = field(default_factory=list)
-    _offset: list[Int64s] = field(default_factory=list)
+    _columns: Columns = field(default_factory=lambda: Columns(3))
 
     def add(self, frame: Int64s, offset: Int64s) -> None:
         """Take the next pages; those with a negative frame are skipped."""
@@ -168,70 +134,79 @@ class ExtentsBuilder:
         self.add_runs(frame[first], count, offset[first])
 
     def add_runs(self, start: Int64s, count: Int64s, offset: Int64s) -> None:
-        """Take the next runs."""
-        self._start.append(start)
-        self._count.append(count)
-        self._offset.append(offset)
+        """Take the next runs; the first of them may continue the last one taken."""
+        taken = self._columns.filled
+        if taken.shape[1] and len(start):
+            begin, length, at = taken[:, -1].tolist()
+            if start[0] == begin + length and offset[0] == at + length * self.step:
+                taken[1, -1] += count[0]
+                start, count, offset = start[1:], count[1:], offset[1:]
+        self._columns.add(start, count, offset)
+
+    @property
+    def runs(self) -> tuple[Int64s, Int64s, Int64s]:
+        """The runs (start, count, offset) as they came, those joined that continue each other."""
+        start, count, offset = self._columns.filled
+        return start, count, offset
 
     def build(self, *, last_wins: bool = False) -> tuple[Extents, int]:
         """Give the extents, and how many copies of pages were dropped: of several the first counts, or the last."""
+        index, dropped = self.index(last_wins=last_wins)
+        return in_runs(index, self.step), dropped
+
+    def index(self, *, last_wins: bool = False) -> tuple[Extents | Places, int]:
+        """Give what ``build`` does, or places where runs are short."""
         order = slice(None, None, -1 if last_wins else None)
-        start, count, offset = (_concatenated(parts)[order] for parts in (self._start, self._count, self._offset))
+        start, count, offset = (column[order] for column in self.runs)
         total = int(count.sum())
-        each = _one_by_one(start, count, offset, step=self.step) if total <= _SHORT * len(start) else None
-        if each is not None:
-            return each, 0
+        if total <= SHORT * len(start):
+            places = Places.of_runs(start, count, offset, step=self.step, room=DENSE * total)
+            if places is not None:
+                return places, 0
         start, count, offset = merge(*first_wins(start, count, offset, step=self.step), step=self.step)
         return Extents(start, count, offset), total - int(count.sum())
 
 
-def _concatenated(parts: list[Int64s]) -> Int64s:
-    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
+def in_runs(index: Extents | Places, page_size: int) -> Extents:
+    """Give places as extents, and extents as they are."""
+    return Extents(*index.runs(page_size)) if isinstance(index, Places) else index
 
 
-def _written_out(start: Int64s, count: Int64s, offset: Int64s, *, step: int, room: int) -> tuple[int, Int64s] | None:
-    """Write out where each page of runs in any order lies.
+def through_each(
+    index: Extents | Places, start: Int64s, count: Int64s, frame: Int64s, page_size: int
+) -> Extents | Places | None:
+    """See pages through a map as ``Extents.through`` does, one after the other.
+
+    Where runs have a page or two, as the memory of a guest that has lived for long, this takes a quarter of the time,
+    and no order but that of pages.
+
+    Args:
+        index: the pages.
+        start: as for ``through``, ascending.
+        count: as for ``through``.
+        frame: as for ``through``, in any order.
+        page_size: bytes a page.
 
     Returns:
-        The lowest frame, and by frame from there on the offset, -1 where there is none; one more -1 ends it. None where
-        this takes more than ``room`` entries, or runs overlap.
+        The pages seen; None where runs are long, or the frames far apart.
     """
-    if not len(start):
-        return 0, np.full(1, -1, np.int64)
-    low, high = int(start.min()), int((start + count).max())
-    if not 0 < high - low <= room or (total := int(count.sum())) > high - low:
+    pages = int(count.sum())
+    if pages > SHORT * len(start):
         return None
-    if total > len(start):
-        start, offset = expand(start, count), expand(offset, count, step=step)
-    places = np.full(high - low + 1, -1, np.int64)
-    places[start - low] = offset
-    return (low, places) if int(np.count_nonzero(places >= 0)) == total else None
-
-
-def _one_by_one(start: Int64s, count: Int64s, offset: Int64s, *, step: int) -> Extents | None:
-    """Sort short runs that do not overlap; None where they do, or are far apart."""
-    written = _written_out(start, count, offset, step=step, room=DENSE * int(count.sum()))
-    if written is None:
-        return None
-    low, places = written
-    frame = np.flatnonzero(places >= 0)
-    offset = places[frame]
-    frame += low
-    first, count = runs(frame, offset, step=step)
-    return Extents(frame[first], count, offset[first])
-
-
-def count_marked(start: Int64s, count: Int64s) -> int | None:
-    """Count the frames in runs that may overlap, by marking each; None where runs are long, or the frames far apart."""
-    total = int(count.sum())
-    if not total or total > _SHORT * len(start):
-        return None
-    low, high = int(start.min()), int((start + count).max())
-    if not 0 < high - low <= DENSE * total:
-        return None
-    marks = np.zeros(high - low, bool)
-    marks[(start if total == len(start) else expand(start, count)) - low] = True
-    return int(np.count_nonzero(marks))
+    if isinstance(index, Extents):
+        written = Places.of_runs(index.start, index.count, index.offset, step=page_size, room=DENSE * pages)
+        if written is None:
+            return None
+        index = written
+    low, high = (int(start[0]), int(start[-1] + count[-1])) if pages else (0, 0)
+    seen = Places.over(low, high) if high - low <= DENSE * pages else ExtentsBuilder(page_size)
+    for page, at in page_by_page(start, frame, count):
+        offset = index.offsets(at)
+        there = offset >= 0
+        if not there.all():
+            page, offset = page[there], offset[there]
+        seen.add(page, offset)
+    return seen if isinstance(seen, Places) else Extents(*seen.runs)
 
 
 def first_wins(start: Int64s, count: Int64s, offset: Int64s, *, step: int = 1) -> tuple[Int64s, Int64s, Int64s]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from dumpxlate.arrays import ascending, distinct, expand
 from dumpxlate.errors import MapError
-from dumpxlate.extents import Extents
+from dumpxlate.extents import Extents, in_runs
 from dumpxlate.io.spliced import lacking
 from dumpxlate.pages import ABSENT, EXCLUDED, STORED, ZERO, PageBatch, PageTable, damage_of, lost_pages, why_lost
 from dumpxlate.pageset import EMPTY, PageRuns, PageSet, difference, intersection, union
+from dumpxlate.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +48,7 @@ class IndexedStore:
     Args:
         source: the file.
         page_size: bytes a page.
-        extents: where stored pages lie.
+        index: where stored pages lie.
         zero: RAM known to be zero without bytes in the file (holes of a sparse image).
         excluded: RAM that the file leaves out.
         lost: RAM that the file promises, and has no bytes for.
@@ -61,7 +62,7 @@ class IndexedStore:
         self,
         source: Source,
         page_size: int,
-        extents: Extents,
+        index: Extents | Places,
         *,
         zero: PageSet = EMPTY,
         excluded: PageSet = EMPTY,
@@ -70,17 +71,18 @@ class IndexedStore:
     ) -> None:
         lacks = lacking(source)
         if lacks.count:
+            extents = in_runs(index, page_size)
             gone = _over(extents, lacks, page_size)
             start, count = difference(extents.pages(), gone).runs()
-            extents, lost = extents.through(start, count, start, page_size), union(lost, gone)
+            index, lost = extents.through(start, count, start, page_size), union(lost, gone)
         self.page_size = page_size
         self.repeated = repeated
         self.damage: tuple[str, ...] = ()
-        self.extents = extents
+        self.index = index
         self._source = source
         self._zero = zero
         self.read_at: ReadAt = source.read
-        self.stored: PageSet = union(extents.pages(), zero) if zero.count else extents.pages()
+        self.stored: PageSet = union(index.pages(), zero) if zero.count else index.pages()
         self.lost: PageSet = difference(lost, self.stored) if lost.count else lost
         self.ram: PageSet = union(self.stored, excluded) if excluded.count else self.stored
         if self.lost.count:
@@ -88,7 +90,9 @@ class IndexedStore:
 
     def locate(self, pfn: Int64s) -> PageTable:
         """Say for each pfn what is known and where."""
-        table = PageTable.raw(pfn, self.extents.offsets(pfn, self.page_size), self.page_size)
+        index = self.index
+        offset = index.offsets(pfn) if isinstance(index, Places) else index.offsets(pfn, self.page_size)
+        table = PageTable.raw(pfn, offset, self.page_size)
         rest = table.state == ABSENT
         if rest.any():
             known = self.ram.contains(pfn)
@@ -99,9 +103,9 @@ class IndexedStore:
 
     def seen_through(self, frames: P2M) -> IndexedStore:
         """Key the same pages by the pfns of a map; one whose frame is not here is excluded."""
-        extents = frames.seen(self.extents, self.page_size)
+        index = frames.seen(self.index, self.page_size)
         zero = frames.preimage(self._zero) if self._zero.count else EMPTY
-        return IndexedStore(self._source, self.page_size, extents, zero=zero, excluded=frames.pages())
+        return IndexedStore(self._source, self.page_size, index, zero=zero, excluded=frames.pages())
 
     def fetch(self, table: PageTable) -> PageBatch:
         """Bring the bytes of located pages; those in holes of the file are zero, which needs no reading."""
@@ -129,8 +133,8 @@ class IndexedStore:
     def outside_holes(self) -> PageRuns:
         """Give the pages that have bytes in the file, but for those that lie in holes of it."""
         if not self._has_holes:
-            return self.extents.pages()
-        extents, size = self.extents, self.page_size
+            return self.index.pages()
+        extents, size = in_runs(self.index, self.page_size), self.page_size
         # What leaves the file is no hole, but bad.
         start, end = (np.append(edges, far) for edges, far in zip(self._data, (self._source.size, _FAR), strict=True))
         begin, stop = extents.offset, extents.offset + extents.count * size

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LEVELS = (
     ("errors", "arrays", "version"),
-    ("structs", "pageset", "bitmap", "extents", "io", "progress"),
+    ("structs", "pageset", "bitmap", "places", "extents", "io", "progress"),
     ("pages", "stores", "codecs", "elf", "vmcoreinfo", "arch", "segments", "pieces", "emit", "lime"),
     ("memory", "single", "p2m", "paging", "dump", "canonical", "guest_notes", "xen", "qemu", "xen_host"),
     ("format", "window", "registry", "bare"),

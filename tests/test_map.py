@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from dumpxlate.describe import page_map
 from dumpxlate.describe.page_map import Ranges, map_pages, page_ranges
 from dumpxlate.io.source import BytesSource
-from dumpxlate.p2m.map import P2M
+from dumpxlate.p2m.map import P2M, FrameRuns
 from dumpxlate.pages import CodecId, PageState
 from dumpxlate.registry import open_from
 from dumpxlate.stores import DeferredStore, IndexedStore
@@ -207,16 +207,15 @@ def test_machine_frames() -> None:
     assert (found.mfn >= 0).sum() > len(found) / 2
 
 
-def test_machine_frames_that_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_frames_that_follow_each_other() -> None:
     guest = Guest(pages=dict.fromkeys(range(64), GUEST.pages[0]), mfns={pfn: 0x5000 + pfn for pfn in range(64)})
     dump = opened(xen_core.build(guest))
     found = ranges(dump)
     assert (found.start.tolist(), found.count.tolist(), found.mfn.tolist()) == ([0], [64], [0x5000])
-    # A map that was read in pieces has its runs cut.
-    monkeypatch.setattr("dumpxlate.p2m.map._CHUNK", 8)
-    entries = np.array(list(guest.mfns.values()), np.uint64)
-    cut = opened(xendump.build(guest, order="pfn")).with_p2m(P2M.from_entries(entries, 8))
-    assert len(cut.p2m.runs.pfn) == 8  # type: ignore[union-attr]
+    # A map in a note may have its runs cut.
+    pfn = np.arange(0, 64, 8)
+    runs = FrameRuns(pfn, pfn + 0x5000, np.full(8, 8))
+    cut = opened(xendump.build(guest, order="pfn")).with_p2m(P2M(runs, 64))
     assert ranges(cut).mfn.tolist() == [0x5000]
 
 

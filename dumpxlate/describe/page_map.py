@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from dumpxlate.dump import Space
-from dumpxlate.extents import merge
+from dumpxlate.extents import in_runs, merge
 from dumpxlate.p2m.map import FrameRuns
 from dumpxlate.pages import LAST_CODEC, RAW, STORED, CodecId, PageState, PageTable, windows
 from dumpxlate.pageset import EMPTY, PageRuns, difference, intersection
@@ -147,7 +147,7 @@ def page_ranges(dump: Dump) -> Iterator[Ranges]:
 
 def _of_extents(store: IndexedStore) -> Iterator[Ranges]:
     """Take the ranges from an index that is made of extents."""
-    extents, size = store.extents, store.page_size
+    extents, size = in_runs(store.index, store.page_size), store.page_size
     held = extents.pages()
     rest = [_bare(difference(store.stored, held), PageState.ZERO), _bare(difference(store.ram, store.stored))]
     table = PageTable.raw(extents.start, extents.offset, size)
@@ -232,7 +232,7 @@ def _with_holes(ranges: Ranges) -> Ranges:
 
 
 def _frames(p2m: P2M) -> FrameRuns:
-    """Join the runs of a map that were cut where it was read in pieces."""
+    """Join the runs of a map that are cut where it was read in pieces, as those in a file may be."""
     start, count, frame = merge(p2m.runs.pfn, p2m.runs.count, p2m.runs.frame)
     return FrameRuns(start, frame, count)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from dumpxlate.arrays import slices
 from dumpxlate.errors import FormatError, MapError
 from dumpxlate.io.source import open_source
 from dumpxlate.p2m.map import P2M, FrameRuns
@@ -100,6 +101,10 @@ class _Entries:
         size = self.dtype.itemsize
         return np.frombuffer(self.body[self.at + start * size : self.at + stop * size], self.dtype)
 
+    def pieces(self, count: int) -> Iterator[NDArray[np.unsignedinteger]]:
+        """Give the first so many entries, piece by piece."""
+        return map(self.__getitem__, slices(min(count, self.count)))
+
 
 def _read(body: _Body, kind: MapKind | None) -> P2M:
     kind = kind or detect_kind(body)
@@ -122,7 +127,7 @@ def detect_kind(body: _Body) -> MapKind:
         return "mfndump"
     if _is_text(head):
         return "text"
-    if len(body) % 8 == 0 and _plausible(np.frombuffer(body[: 8 * _CHUNK], "<u8")):
+    if len(body) % 8 == 0 and all(map(_plausible, _words(body, 8).pieces(_CHUNK))):
         return "u64"
     if len(body) % 4 == 0 and _plausible_narrow(np.frombuffer(body[: 4 * _CHUNK], "<u4")):
         return "u32"

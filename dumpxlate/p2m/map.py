@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
-from dumpxlate.arrays import ascending, runs
-from dumpxlate.extents import Extents, count_marked
+from dumpxlate.arrays import ascending, runs, slices
+from dumpxlate.extents import Extents, ExtentsBuilder, in_runs, through_each
 from dumpxlate.pageset import PageRuns
+from dumpxlate.places import Places, count_marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["P2M", "DeferredP2M", "Entries", "FrameRuns"]
 
 _CHUNK = 1 << 20
-"""Entries looked at in one go: bounds memory whatever the size of the map."""
+"""Pages given in one go: bounds memory whatever the size of the map."""
 
 
 class Entries(Protocol):
@@ -141,7 +142,7 @@ class P2M:
             width: bytes of the guest's word. All ones is no page; the top bit marks foreign frames, the next one
                 identity frames. mfn 0 belongs to the hypervisor and is no page either.
         """
-        pieces = ((at, np.asarray(entries[at : at + _CHUNK])) for at in range(0, len(entries), _CHUNK))
+        pieces = ((piece.start, np.asarray(entries[piece])) for piece in slices(len(entries)))
         return cls.from_pieces(pieces, width, len(entries))
 
     @classmethod
@@ -155,22 +156,26 @@ class P2M:
             width: bytes of the guest's word, as for ``from_entries``.
             size: entries of the whole array.
         """
-        parts = [cls._classify(entries.astype(np.uint64, copy=False), width, first) for first, entries in pieces]
-        pages, foreign, identity = (FrameRuns.join([part[kind] for part in parts]) for kind in range(3))
+        kinds = [ExtentsBuilder(1) for _ in range(3)]
+        for first, entries in pieces:
+            parts = cls._classify(entries.astype(np.uint64, copy=False), width, first)
+            for kind, (pfn, frame) in zip(kinds, parts, strict=True):
+                kind.add(pfn, frame)
+        pages, foreign, identity = (FrameRuns(pfn, frame, count) for pfn, count, frame in (kind.runs for kind in kinds))
         return cls(pages, size, foreign=foreign, identity=identity)
 
     @staticmethod
-    def _classify(entries: NDArray[np.uint64], width: int, first: int) -> tuple[FrameRuns, FrameRuns, FrameRuns]:
-        """Sort entries into the guest's pages, foreign frames and identity frames."""
+    def _classify(entries: NDArray[np.uint64], width: int, first: int) -> tuple[tuple[Int64s, Int64s], ...]:
+        """Sort entries into the guest's pages, foreign frames and identity frames: pfn and frame of each."""
         flag = np.uint64(1 << 8 * width - 2)  # of identity frames; that of foreign ones is twice this
         page = entries - np.uint64(1) < flag - np.uint64(1)  # 0, less one, is above every flag
         flagged = np.flatnonzero(~page & (entries != 0) & (entries != np.uint64((1 << 8 * width) - 1)))
         frame = (entries[flagged] & (flag - np.uint64(1))).view(np.int64)
         foreign = entries[flagged] >= flag + flag
         return (
-            FrameRuns.from_pairs(np.flatnonzero(page) + first, entries[page].view(np.int64)),
-            FrameRuns.from_pairs(flagged[foreign] + first, frame[foreign]),
-            FrameRuns.from_pairs(flagged[~foreign] + first, frame[~foreign]),
+            (np.flatnonzero(page) + first, entries[page].view(np.int64)),
+            (flagged[foreign] + first, frame[foreign]),
+            (flagged[~foreign] + first, frame[~foreign]),
         )
 
     def trimmed(self) -> P2M:
@@ -245,14 +250,14 @@ class P2M:
         start, count = frames.runs()
         return self.seen(Extents(start, count, start)).pages()
 
-    def seen(self, extents: Extents, page_size: int = 1) -> Extents:
-        """Give extents of machine frames as extents of pfns."""
+    def seen(self, index: Extents | Places, page_size: int = 1) -> Extents | Places:
+        """Give pages by machine frame as pages by pfn."""
         runs = self.runs
-        found = extents.through_each(runs.pfn, runs.count, runs.frame, page_size)
+        found = through_each(index, runs.pfn, runs.count, runs.frame, page_size)
         if found is not None:
             return found
         runs = self.by_frame
-        return extents.through(runs.pfn, runs.count, runs.frame, page_size)
+        return in_runs(index, page_size).through(runs.pfn, runs.count, runs.frame, page_size)
 
     def entries(self, start: int, stop: int) -> NDArray[np.uint64]:
         """Write the guest's own 64-bit array for pfns ``start`` up to ``stop``, flag bits included."""

@@ -77,7 +77,7 @@ def open_core(source: Source, options: OpenOptions) -> Dump:
     found.damage += [*found.ram.damage, *overlaps(found.ram)]
     lacking = missing_ram(process, found.ram, by_hand=bool(options.qemu and options.qemu.ram))
     pages, remarks = _store(source, process, found.ram, options, _PAGE)
-    if not pages.extents.pages().count:
+    if not pages.index.pages().count:
         reason = "; ".join([*found.damage, *lacking]) or "QEMU has none"
         raise UnsupportedFeatureError(f"no guest memory: {reason}", format="qemu_core", feature="guest memory")
     if _as_zero(process, options):

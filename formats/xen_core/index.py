@@ -75,8 +75,8 @@ class PageIndex:
         return P2M(FrameRuns(found.start, found.offset, found.count), found.pages().stop)
 
     def _store(self, builder: ExtentsBuilder, wrong: _Wrong) -> IndexedStore:
-        extents, repeated = builder.build()
-        store = IndexedStore(self.source, self.page_size, extents, repeated=repeated + wrong.repeated)
+        index, repeated = builder.index()
+        store = IndexedStore(self.source, self.page_size, index, repeated=repeated + wrong.repeated)
         if wrong.count:
             name, place = XEN_P2M if self.words == 2 else XEN_PFN, self.offset + wrong.first * 8 * self.words
             what = f"{name}, entry {wrong.first:,} at {place:#x}: {wrong.count:,} entries cannot be right"

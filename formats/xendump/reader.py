@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dumpxlate.arch.xen_vcpu import VGCF_HVM_GUEST, context_layout
-from dumpxlate.arrays import distinct
+from dumpxlate.arrays import distinct, slices
 from dumpxlate.dump import Dump, Space
 from dumpxlate.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
 from dumpxlate.extents import ExtentsBuilder
@@ -46,14 +46,15 @@ class _File:
         return max(0, min(self.header.xch_nr_pages, room))
 
     def chunks(self) -> Iterator[tuple[int, Int64s]]:
-        """Read the index a million rows at a time: the first one's number, and a frame for each, -1 where none is."""
-        for first in range(0, self.header.xch_nr_pages, _CHUNK):
-            count = min(_CHUNK, self.header.xch_nr_pages - first)
-            body = self.source.view(self.header.xch_index_offset + first * self.entry_size, count * self.entry_size)
-            entries = np.frombuffer(body, f"<u{self.entry_size}").astype(np.int64)
+        """Read the index piece by piece: the first row's number, and a frame for each, -1 where none is."""
+        for rows in slices(self.header.xch_nr_pages):
+            count = rows.stop - rows.start
+            at = self.header.xch_index_offset + rows.start * self.entry_size
+            entries = np.frombuffer(self.source.view(at, count * self.entry_size), f"<u{self.entry_size}")
+            frames = entries.astype(np.int64)
             # 32-bit tools wrote ~0 with 32 bits, whatever the width of the entry.
-            entries[entries == 0xFFFFFFFF] = -1
-            yield first, entries
+            frames[frames == 0xFFFFFFFF] = -1
+            yield rows.start, frames
 
 
 def open_xendump(source: Source) -> Dump:
@@ -220,6 +221,6 @@ def _indexed(file: _File, chunks: Iterable[tuple[int, Int64s]]) -> IndexedStore:
         stored.add(frame[:whole], np.arange(at, at + whole * PAGE_SIZE, PAGE_SIZE))
         beyond = frame[whole:]
         lost.append(beyond[beyond >= 0])
-    extents, repeated = stored.build()
+    index, repeated = stored.index()
     missing = PageRuns.from_pfns(distinct(np.concatenate(lost))[0])
-    return IndexedStore(file.source, PAGE_SIZE, extents, lost=missing, repeated=repeated)
+    return IndexedStore(file.source, PAGE_SIZE, index, lost=missing, repeated=repeated)

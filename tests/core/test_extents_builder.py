@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumpxlate.extents import ExtentsBuilder, first_wins, merge
+from dumpxlate.extents import Extents, ExtentsBuilder, first_wins, merge
+from dumpxlate.places import Places
 
 Run = tuple[int, int, int]
 runs = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15), st.integers(0, 1 << 20)), max_size=14)
@@ -70,8 +71,33 @@ def test_pieces_are_joined() -> None:
     for first in range(0, 5000, 1000):
         frame = np.arange(first, first + 1000)
         builder.add(frame, 64 + frame * 4096)
+    assert [column.tolist() for column in builder.runs] == [[0], [5000], [64]]
     extents, _ = builder.build()
     assert (extents.start.tolist(), extents.count.tolist(), extents.offset.tolist()) == ([0], [5000], [64])
+
+
+def test_runs_in_the_order_they_came() -> None:
+    builder = ExtentsBuilder(10)
+    for rows in ([(5, 2, 0)], [], [(7, 1, 20), (8, 1, 31)], [(9, 1, 31)], [(10, 1, 41), (0, 3, 51)]):
+        builder.add_runs(*columns(rows))
+    assert list(zip(*(column.tolist() for column in builder.runs), strict=True)) == [
+        (5, 3, 0),
+        (8, 1, 31),
+        (9, 2, 31),
+        (0, 3, 51),
+    ]
+
+
+def test_short_runs_become_places() -> None:
+    builder = ExtentsBuilder(10)
+    builder.add(np.array([7, 4, 5]), np.array([0, 10, 20]))
+    index, dropped = builder.index()
+    assert isinstance(index, Places)
+    assert (index.offsets(np.arange(3, 9)).tolist(), dropped) == ([-1, 10, 20, -1, 0, -1], 0)
+    builder.add(np.array([5]), np.array([30]))
+    index, dropped = builder.index()
+    assert isinstance(index, Extents)
+    assert (collected(index.start, index.count, index.offset, 10), dropped) == ({4: 10, 5: 20, 7: 0}, 1)
 
 
 @pytest.mark.parametrize(

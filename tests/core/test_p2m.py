@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dumpxlate.arrays import PIECE, slices
 from dumpxlate.bitmap import PageBitmap
 from dumpxlate.p2m import map as module
 from dumpxlate.p2m.map import P2M, FrameRuns
@@ -71,11 +73,11 @@ def entries_of(width: int) -> st.SearchStrategy[list[int]]:
 
 
 @pytest.mark.parametrize("width", [8, 4])
-@pytest.mark.parametrize("chunk", [1 << 20, 5])
+@pytest.mark.parametrize("chunk", [PIECE, 5])
 def test_a_guests_array_is_read_as_linux_reads_it(
     monkeypatch: pytest.MonkeyPatch, width: Literal[4, 8], chunk: int
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(module, "slices", partial(slices, size=chunk))
 
     @quick
     @given(entries=entries_of(width))
@@ -87,6 +89,9 @@ def test_a_guests_array_is_read_as_linux_reads_it(
         assert written(p2m.runs) == pages
         assert written(p2m.foreign) == foreign
         assert written(p2m.identity) == identity
+        for part in (p2m.runs, p2m.foreign, p2m.identity):
+            ends = zip(part.pfn + part.count, part.frame + part.count, strict=True)
+            assert not set(ends) & set(zip(part.pfn, part.frame, strict=True)), "runs are maximal, over pieces too"
         assert p2m.size == len(entries)
         assert p2m.invalid == sum(entry in (0, (1 << 8 * width) - 1) for entry in entries)
         asked = ints([-1, *range(len(entries) + 2), 1 << 60])
