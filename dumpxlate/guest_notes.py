@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumpxlate.arch import i386, prstatus_desc, qemu_note, read_prstatus, xen_vcpu
+from dumpxlate.arrays import slices
 from dumpxlate.dump import Cpu, Dump
 from dumpxlate.elf.notes import NT_PRSTATUS, Note
 from dumpxlate.errors import CorruptDumpError
@@ -60,8 +61,8 @@ def cpus_from_notes(notes: Sequence[Note], arch: Arch, endian: Endian) -> tuple[
 
     A note of unexpected size is kept as raw bytes and not decoded.
     """
-    status = [note.desc for note in notes if note.name == "CORE" and note.type == NT_PRSTATUS]
-    qemu = [note.desc for note in notes if note.name == "QEMU" and note.type == 0]
+    status = [bytes(note.desc) for note in notes if note.name == "CORE" and note.type == NT_PRSTATUS]
+    qemu = [bytes(note.desc) for note in notes if note.name == "QEMU" and note.type == 0]
     contexts = _own_contexts(notes, endian)
     count = max(len(status), len(qemu), max(contexts, default=-1) + 1)
     return tuple(
@@ -99,7 +100,7 @@ def _own_contexts(notes: Sequence[Note], endian: Endian) -> dict[int, bytes]:
         if note.name == OWN and note.type == NT_OWN_XEN_CONTEXT and len(note.desc) > 8:
             index, size = struct.unpack_from(endian + "2I", note.desc)
             if index < 4096 and len(note.desc) == 8 + size:
-                found[index] = note.desc[8:]
+                found[index] = bytes(note.desc[8:])
     return found
 
 
@@ -115,7 +116,7 @@ def blocks_from_notes(notes: Sequence[Note], endian: Endian) -> dict[str, bytes]
         if note.name == OWN and note.type == NT_OWN_BLOCK and len(note.desc) > 4:
             (length,) = struct.unpack_from(endian + "I", note.desc)
             if 0 < length <= len(note.desc) - 4:
-                found[note.desc[4 : 4 + length].decode("latin-1")] = note.desc[4 + length :]
+                found[bytes(note.desc[4 : 4 + length]).decode("latin-1")] = bytes(note.desc[4 + length :])
     return found
 
 
@@ -190,8 +191,16 @@ def _own_notes(dump: Dump, producer: str) -> list[Note]:
     if dump.machine.canonical:
         notes.append(Note(OWN, NT_OWN_CANONICAL, b""))
     if dump.p2m:
-        runs = dump.p2m.runs
-        rows = np.empty(len(runs.pfn), _RUN.newbyteorder(endian))
-        rows["pfn"], rows["mfn"], rows["count"] = runs.pfn, runs.frame, runs.count
-        notes.append(Note(OWN, NT_OWN_P2M, b"".join((struct.pack(endian + "q", dump.p2m.size), rows.data))))
+        notes.append(Note(OWN, NT_OWN_P2M, _written_map(dump.p2m, endian)))
     return notes
+
+
+def _written_map(p2m: P2M, endian: Endian) -> memoryview:
+    """Write a map as the note has it; that of a guest whose memory is scattered has three words a page."""
+    runs = p2m.runs
+    words = np.empty(1 + 3 * len(runs.pfn), f"{endian}i8")
+    words[0], rows = p2m.size, words[1:].reshape(-1, 3)
+    for piece in slices(len(rows)):
+        for column, values in enumerate((runs.pfn, runs.frame, runs.count)):
+            rows[piece, column] = values[piece]
+    return words.view(np.uint8).data.toreadonly()

@@ -88,11 +88,14 @@ MAX_NOTES = 1 << 17
 
 
 class Note(NamedTuple):
-    """One note; ``name`` is Latin-1 up to its first NUL, and untrusted like all text of a dump."""
+    """One note; ``name`` is Latin-1 up to its first NUL, and untrusted like all text of a dump.
+
+    What is read has bytes; what is to be written may have a view, of bytes too.
+    """
 
     name: str
     type: int
-    desc: bytes
+    desc: bytes | memoryview
 
 
 class ParsedNotes(NamedTuple):
@@ -140,9 +143,9 @@ def pack_notes(notes: Iterable[Note], endian: Endian) -> bytes:
     return b"".join(note_parts(notes, endian))
 
 
-def note_parts(notes: Iterable[Note], endian: Endian) -> list[bytes]:
+def note_parts(notes: Iterable[Note], endian: Endian) -> list[bytes | memoryview]:
     """Write notes as ``pack_notes`` does, in parts: the map of a large guest is copied for none of them."""
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     for note in notes:
         name = note.name.encode("latin-1")
         namesz = len(name) + (not _is_virtualbox(name) and bool(name))
@@ -150,7 +153,8 @@ def note_parts(notes: Iterable[Note], endian: Endian) -> list[bytes]:
         parts += (
             struct.pack(endian + "III", namesz, len(note.desc), note.type),
             name.ljust(desc_at, b"\0"),
-            note.desc.ljust(after - desc_at, b"\0"),
+            note.desc,
+            bytes(after - desc_at - len(note.desc)),
         )
     return parts
 

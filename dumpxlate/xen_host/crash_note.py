@@ -57,7 +57,7 @@ class HostSigns:
 
 def host_signs(dump: Dump) -> HostSigns | None:
     """Tell whether a dump is of a whole Xen host, by its headers alone; None where nothing says so."""
-    kinds = {note.type: note.desc for note in dump.notes if note.name == "Xen"}
+    kinds = {note.type: bytes(note.desc) for note in dump.notes if note.name == "Xen"}
     if NT_XEN_CRASH_INFO in kinds:
         return _from_note(dump, kinds[NT_XEN_CRASH_INFO])
     if NT_XEN_CRASH_REGS in kinds:

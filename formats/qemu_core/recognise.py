@@ -66,7 +66,7 @@ def core_notes(source: Source, file: ElfFile, *, limit: int) -> tuple[dict[int, 
         parsed = parse_notes(source.view(at, min(size, source.size - at, _NOTES_LIMIT)), file.endian, limit=limit)
         for note in parsed.notes:
             if note.name == "CORE":
-                found.setdefault(note.type, note.desc)
+                found.setdefault(note.type, bytes(note.desc))
     return found, remarks
 
 

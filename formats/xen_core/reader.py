@@ -144,7 +144,7 @@ def _notes(source: Source, file: ElfFile, remarks: list[str]) -> dict[int, bytes
     parsed = parse_notes(source.view(section.offset, size), file.endian)
     if parsed.complaint:
         remarks.append(f"{layout.NOTE_XEN}: {parsed.complaint}")
-    notes = {note.type: note.desc for note in parsed.notes if note.name == "Xen"}
+    notes = {note.type: bytes(note.desc) for note in parsed.notes if note.name == "Xen"}
     _check_version(notes, file, remarks)
     return notes
 
