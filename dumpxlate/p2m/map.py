@@ -40,7 +40,7 @@ class Entries(Protocol):
     def __getitem__(self, piece: slice, /) -> NDArray[np.unsignedinteger]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FrameRuns:
     """Runs of pfns that map to consecutive frames; ascending by pfn, disjoint.
 
@@ -72,7 +72,7 @@ class FrameRuns:
             np.concatenate([empty, *(part.count for part in parts)]),
         )
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Number of pfns in all runs."""
         return int(self.count.sum())
