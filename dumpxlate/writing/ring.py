@@ -44,6 +44,9 @@ __all__ = ["Withholding", "can_share", "share"]
 _AHEAD = 2
 """Batches that a process prepares while it waits for its turn: some take far longer than others."""
 
+_LAST = 2
+"""Batches at the end that are read piece by piece: their time is what the kernel needs to let its queue go."""
+
 
 @runtime_checkable
 class Withholding(Protocol):
@@ -129,7 +132,9 @@ class _Member:
     ) -> None:
         assert isinstance(pump.writer, Resumable)
         self._pump, self._writer, self._sink, self._starts, self._alone = pump, pump.writer, sink, starts, alone
-        self._todo: Iterator[int] = iter(starts[number :: len(channels)])
+        mine = starts[number :: len(channels)]
+        self._todo: Iterator[int] = iter(mine)
+        self._left = len(mine)
         self._rounds = -(-len(starts) // len(channels))
         self._ready: deque[PageBatch | Exception] = deque()
         self._channels, self._mine, self._next = channels, channels[number], channels[(number + 1) % len(channels)]
@@ -188,8 +193,10 @@ class _Member:
         """Prepare a batch; False where there are no more."""
         first = next(self._todo, None)
         if first is None:
-            leave()
             return False
+        self._left -= 1
+        if self._left < _LAST:
+            leave()
         try:
             last = min(first + self._starts.step, self._starts.stop)
             self._ready.append(self._pump.prepare((first, last)))
