@@ -21,7 +21,8 @@ from dumpxlate.errors import (
 )
 from dumpxlate.format import OpenOptions
 from dumpxlate.io.pipe import standard_input
-from dumpxlate.io.source import open_source, spooled
+from dumpxlate.io.source import open_source
+from dumpxlate.io.spool import spooled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

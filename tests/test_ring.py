@@ -137,6 +137,27 @@ def test_a_disk_that_is_at_work_meanwhile(tmp_path: Path, source: Path, target: 
     assert (tmp_path / "out").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
+SLOW_QUEUE = """
+import threading
+from dumpxlate.io import aio
+
+def leave():
+    aio.rest()
+    aio._Use.leaving = threading.Thread(target=time.sleep, args=(0.2,))
+    aio._Use.leaving.start()
+
+aio.leave = leave
+"""
+
+
+def test_a_queue_that_takes_its_time_to_go(tmp_path: Path, source: Path) -> None:
+    """It is waited for: with its thread there would be no forks for the next file of a set."""
+    command = (source, "-o", "out", "--to", "kdump", "--split", "2", "--threads", "2", "--allow-loss")
+    code, words, told = convert(tmp_path, *command, trouble=SLOW_QUEUE)
+    assert code == 0, words
+    assert told["shared"] == [True, True]
+
+
 @pytest.mark.parametrize(
     "command", [["check"], ["check", "--first", "2"], ["compare", "--first", "3"], ["checksum", "--runs", "5"]]
 )

@@ -22,7 +22,7 @@ import numpy as np
 if TYPE_CHECKING:
     from dumpxlate.arrays import Int64s, UInt8s
 
-__all__ = ["PAYS", "WORTHWHILE", "expect", "leave", "read_many", "write_many"]
+__all__ = ["PAYS", "WORTHWHILE", "expect", "leave", "read_many", "rest", "write_many"]
 
 WORTHWHILE = 32
 """Reads in one go from which on this pays."""
@@ -74,11 +74,14 @@ class _Context:
             self._destroy = partial(_syscall, destroy, self._id.value)
             self._end = weakref.finalize(self, self._destroy)
 
-    def go(self) -> None:
-        """Give the queue back in a thread, since the kernel takes its time; the process's end, if there is none."""
+    def go(self) -> threading.Thread | None:
+        """Give the queue back in a thread, since the kernel takes its time; without one the process's end does it."""
+        thread = threading.Thread(target=self._destroy, daemon=True)
         if self._end.detach():
             with contextlib.suppress(RuntimeError):
-                threading.Thread(target=self._destroy, daemon=True).start()
+                thread.start()
+                return thread
+        return None
 
     def run(self, count: int) -> bool:
         """Do what the first ``count`` blocks say; tells whether the kernel took them all."""
@@ -116,9 +119,10 @@ _local = threading.local()
 
 
 class _Use:
-    """What this process asked for so far; threads may count a few ranges once."""
+    """What this process asked for so far (threads may count a few ranges once), and what lets its last queue go."""
 
     ranges = 0
+    leaving: threading.Thread | None = None
 
 
 def _context() -> _Context | None:
@@ -142,12 +146,20 @@ def leave() -> None:
     _Use.ranges = 0
     context: _Context | None = _local.__dict__.pop("context", None)
     if context:
-        context.go()
+        _Use.leaving = context.go()
+
+
+def rest() -> None:
+    """Wait until that queue has gone: a process is forked only where it has one thread."""
+    if _Use.leaving:
+        _Use.leaving.join()
+        _Use.leaving = None
 
 
 def _forget() -> None:
     """Begin anew in a fork: the parent's contexts are not its own."""
     _local.__dict__.clear()
+    _Use.leaving = None
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from dumpxlate.codecs.forks import Channel, GoneError, Lock, can_fork, forked, portable
 from dumpxlate.errors import OutputError
 from dumpxlate.format import Resumable
-from dumpxlate.io.aio import leave
+from dumpxlate.io import aio
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -110,6 +110,7 @@ def share(pump: Pump, sink: FileSink, starts: range, processes: int, wrote: Call
         why = "a process that was writing it was killed; was there enough memory?"
         raise OutputError(why, path=str(sink.path)) from None
     finally:
+        aio.rest()
         for channel in channels:
             channel.close()
         alone.close()
@@ -196,7 +197,7 @@ class _Member:
             return False
         self._left -= 1
         if self._left < _LAST:
-            leave()
+            aio.leave()
         try:
             last = min(first + self._starts.step, self._starts.stop)
             self._ready.append(self._pump.prepare((first, last)))

@@ -16,7 +16,7 @@ from dumpxlate.arrays import runs
 from dumpxlate.errors import CorruptDumpError, UnsupportedFeatureError
 from dumpxlate.formats.compressed.decompress import decompressor
 from dumpxlate.formats.compressed.kinds import is_start, kind_of
-from dumpxlate.io.source import MappedFile
+from dumpxlate.io.spool import MappedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

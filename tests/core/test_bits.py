@@ -16,8 +16,9 @@ from dumpxlate.errors import CorruptDumpError, TruncatedDumpError
 from dumpxlate.extents import Extents
 from dumpxlate.io.bits import BLOCK, BLOCK_BYTES, ArrayBits, InvertedBits, JoinedBits, SourceBits
 from dumpxlate.io.joined import ConcatenatedSource, TailedSource
-from dumpxlate.io.source import BytesSource, MappedFile, open_source
+from dumpxlate.io.source import BytesSource, open_source
 from dumpxlate.io.spliced import SplicedSource
+from dumpxlate.io.spool import MappedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from dumpxlate.errors import TruncatedDumpError, UnknownFormatError, UnsupportedFeatureError
 from dumpxlate.io import source as module
+from dumpxlate.io import spool
 from dumpxlate.io.joined import ConcatenatedSource, TailedSource
-from dumpxlate.io.source import BytesSource, MappedFile, PreadFile, open_source
+from dumpxlate.io.source import BytesSource, PreadFile, open_source
+from dumpxlate.io.spool import MappedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -293,7 +295,7 @@ def test_what_was_viewed_is_given_back(tmp_path: Path, monkeypatch: pytest.Monke
     """A table as large as memory is read through a mapping while pages are gathered."""
     path = tmp_path / "large"
     path.write_bytes(DATA * 800)
-    monkeypatch.setattr(module, "_RELEASE_EVERY", 4)
+    monkeypatch.setattr(spool, "_RELEASE_EVERY", 4)
     with contextlib.closing(mapped(path)) as source:
         rows = np.frombuffer(source.view(), np.uint8)
         before = int(rows.sum())

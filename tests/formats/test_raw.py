@@ -18,7 +18,7 @@ import dumpxlate
 from dumpxlate import errors
 from dumpxlate.format import Confidence, OpenOptions, WriteOptions
 from dumpxlate.formats.raw import FORMAT
-from dumpxlate.io import source as source_module
+from dumpxlate.io import spool
 from dumpxlate.io.sink import PipeSink
 from dumpxlate.io.source import BytesSource
 from dumpxlate.pages import PageState
@@ -112,7 +112,7 @@ def test_holes_are_found_where_files_cannot_be_mapped(tmp_path: Path, monkeypatc
     def refuse(*args: object, **options: object) -> None:
         raise OSError(19, "No such device")
 
-    monkeypatch.setattr(source_module.mmap, "mmap", refuse)
+    monkeypatch.setattr(spool.mmap, "mmap", refuse)
     test_holes_are_zero_pages(tmp_path)
 
 
