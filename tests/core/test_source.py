@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import socket
@@ -544,3 +545,30 @@ def test_bytes_of_any_kind(data: bytes) -> None:
         assert (source.name, source.size) == ("<bytes>", len(data))
         assert source.view() == bytes(data)
         assert source.view().readonly
+
+
+def test_a_fork_opens_its_files_once_more(tmp_path: Path) -> None:
+    """What is done to the parent's open file, such as to move in it, does not reach the child's."""
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    with open_source(path) as source:
+        path.unlink()
+        child = os.fork()
+        if not child:
+            os.lseek(source._fd, 7, os.SEEK_SET)
+            os._exit(source.read(0, len(DATA)) != DATA)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert os.lseek(source._fd, 0, os.SEEK_CUR) != 7
+
+
+def test_a_file_that_may_not_be_opened_again_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+
+    def refuse(*arguments: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with open_source(path) as source:
+        monkeypatch.setattr(os, "open", refuse)
+        source.reopen()
+        assert source.read(0, len(DATA)) == DATA
