@@ -12,7 +12,7 @@ import numpy as np
 from dumpxlate.codecs import batch as batches
 from dumpxlate.codecs.workers import ordered_map
 from dumpxlate.errors import CorruptPageError
-from dumpxlate.io.aio import expect
+from dumpxlate.io import aio
 from dumpxlate.io.sink import FileSink
 from dumpxlate.pages import BAD, BATCH_BYTES, STORED, CodecId, PageBatch, PageState, PageTable
 from dumpxlate.verify.missing import BadRuns, bad_runs
@@ -83,7 +83,7 @@ class Pump:
         sink.rest()
         if not can_share(self.writer):
             return False
-        expect(self._pieces(starts) * len(starts) // processes)
+        aio.expect(self._pieces(starts) * len(starts) // processes)
         return share(self, sink, starts, processes, lambda pages: meter.reach(pages * self.store.page_size))
 
     def _pieces(self, starts: range) -> int:

@@ -31,7 +31,7 @@ from dumpxlate.io import aio
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dumpxlate.format import Writer
     from dumpxlate.io.sink import FileSink
@@ -133,9 +133,7 @@ class _Member:
     ) -> None:
         assert isinstance(pump.writer, Resumable)
         self._pump, self._writer, self._sink, self._starts, self._alone = pump, pump.writer, sink, starts, alone
-        mine = starts[number :: len(channels)]
-        self._todo: Iterator[int] = iter(mine)
-        self._left = len(mine)
+        self._todo = starts[number :: len(channels)]
         self._rounds = -(-len(starts) // len(channels))
         self._ready: deque[PageBatch | Exception] = deque()
         self._channels, self._mine, self._next = channels, channels[number], channels[(number + 1) % len(channels)]
@@ -192,18 +190,17 @@ class _Member:
 
     def _prepare_next(self) -> bool:
         """Prepare a batch; False where there are no more."""
-        first = next(self._todo, None)
-        if first is None:
+        if not self._todo:
             return False
-        self._left -= 1
-        if self._left < _LAST:
+        first, self._todo = self._todo[0], self._todo[1:]
+        if len(self._todo) < _LAST:
             aio.leave()
         try:
             last = min(first + self._starts.step, self._starts.stop)
             self._ready.append(self._pump.prepare((first, last)))
         except Exception as error:
             self._ready.append(error)
-            self._todo = iter(())
+            self._todo = range(0)
         return True
 
     def _write(self) -> None:
