@@ -569,6 +569,7 @@ def test_a_file_that_may_not_be_opened_again_is_shared(tmp_path: Path, monkeypat
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with open_source(path) as source:
-        monkeypatch.setattr(os, "open", refuse)
-        source.reopen()
+        with monkeypatch.context() as patch:  # pytest itself opens folders when it removes them
+            patch.setattr(os, "open", refuse)
+            source.reopen()
         assert source.read(0, len(DATA)) == DATA
