@@ -29,7 +29,7 @@ FILTERED = small_guest()
 NEAR = small_guest(excluded=(), high=False)  # no block above 4 GiB: for formats of a flat image, and 32-bit headers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is one of a kind, and so can be a key
 class Input:
     """A dump to convert: how it is built, and what it must be found to hold.
 

@@ -246,7 +246,7 @@ def _crc32c_table() -> list[int]:
 _TABLE = _crc32c_table()
 
 
-@lru_cache(maxsize=64)  # chunks of zeros come again and again
+@lru_cache(maxsize=256)  # chunks of zeros and of the usual guests come again and again
 def crc32c_masked(data: bytes) -> int:
     """CRC-32C as snappy frames hold it: rotated and displaced."""
     crc = 0xFFFFFFFF
@@ -256,11 +256,16 @@ def crc32c_masked(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def _remembered(compress: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """Guests are small and alike: the same pages are asked for in hundreds of tests."""
+    return lru_cache(maxsize=2048)(compress)
+
+
 # name -> (flag in a kdump page descriptor, compressor)
 CODECS: dict[str, Codec] = {
     "raw": (0, bytes),
-    "zlib": (0x1, zlib.compress),
-    "lzo": (0x2, lzo),
-    "snappy": (0x4, snappy),
-    "zstd": (0x20, zstd),
+    "zlib": (0x1, _remembered(zlib.compress)),
+    "lzo": (0x2, _remembered(lzo)),
+    "snappy": (0x4, _remembered(snappy)),
+    "zstd": (0x20, _remembered(zstd)),
 }

@@ -65,7 +65,8 @@ def packed(pairs: list[tuple[int, int]]) -> PageBitmap:
 def read(pairs: list[tuple[int, int]]) -> PageBitmap:
     """The same bits in a file, behind something else and not on a boundary."""
     bits = np.ones(STOP, np.uint8)
-    bits[[pfn for pfn in range(STOP) if pfn not in members(pairs)]] = 0
+    inside = members(pairs)
+    bits[[pfn for pfn in range(STOP) if pfn not in inside]] = 0
     body = np.packbits(bits, bitorder="little").tobytes()
     return PageBitmap(SourceBits(BytesSource(b"header" + body + b"\xff" * 9), 6, len(body)), STOP)
 
