@@ -54,7 +54,7 @@ WAYS: dict[str, tuple[dict[str, Any], bytes | None]] = {
 def test_every_call_may_fail(source: Path, folder: Path, target: str, way: str) -> None:
     how, before = WAYS[way]
     tally = inject.Tally()
-    inject.every_call(inject.Conversion(folder, source, target, how, before), tally, step=3)
+    inject.every_call(inject.Conversion(folder, source, target, how, before), tally, step=4)
     assert tally.wrong == []
     assert tally.faults > 10
     assert tally.ends["nothing" if before is None else "old"] > 0

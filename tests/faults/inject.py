@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -76,23 +77,25 @@ class Conversion:
 
 
 def every_call(conversion: Conversion, tally: Tally, *, step: int = 1) -> None:
-    """Let each call fail once, with each error, alone and with all that follow."""
+    """Let each call fail once, with each error, alone and with all that follow.
+
+    With a ``step`` only some of the calls, and others in each of these four ways.
+    """
     conversion.clean()
     good = Calls()
     assert conversion.run(good) is None
     whole = {path.name: path.read_bytes() for path in conversion.folder.iterdir()}
-    for error in ERRORS:
-        for lasting in (False, True):
-            for number in range(0, good.made, step):
-                conversion.clean()
-                calls = Calls(number, lasting, error)
-                raised = conversion.run(calls)
-                tally.faults += 1
-                end, wrong = judge(conversion, whole, raised)
-                tally.ends[end] += 1
-                if wrong:
-                    tally.wrong.append(f"{conversion.format}: call {number}, {os.strerror(error)}: {wrong}")
-                again(conversion, whole, tally)
+    for way, (error, lasting) in enumerate(itertools.product(ERRORS, (False, True))):
+        for number in range(way % step, good.made, step):
+            conversion.clean()
+            calls = Calls(number, lasting, error)
+            raised = conversion.run(calls)
+            tally.faults += 1
+            end, wrong = judge(conversion, whole, raised)
+            tally.ends[end] += 1
+            if wrong:
+                tally.wrong.append(f"{conversion.format}: call {number}, {os.strerror(error)}: {wrong}")
+            again(conversion, whole, tally)
 
 
 def judge(conversion: Conversion, whole: dict[str, bytes], raised: BaseException | None) -> tuple[str, str]:
