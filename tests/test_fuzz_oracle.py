@@ -58,7 +58,7 @@ PLANTED = {
 def test_a_worker_that_misbehaves_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """And one finding only: the inputs before and behind it are tried all the same."""
     what, kind = PLANTED[case]
-    monkeypatch.setattr(fuzz, "WATCHDOG", 15.0 if case == "a wait" else 60.0)
+    monkeypatch.setattr(fuzz, "WATCHDOG", 8.0 if case == "a wait" else 60.0)
     code = PLANT.format(root=str(ROOT), what=what, seconds=1 if case == "a loop" else 20)
     worker = fuzz.Worker(tmp_path, [sys.executable, "-c", code, str(tmp_path), "1", "lime"])
     run = fuzz.Run(0, 3, None)
